@@ -1,0 +1,53 @@
+"""The paged pool: what is written is read back, and its invariants are checked."""
+
+import numpy as np
+import pytest
+import torch
+from lamella_contract.errors import InvalidConfig, RequestError
+from lamella_worker.cache import KVShape, PagedPool
+
+
+def pool(**shapes: KVShape) -> PagedPool:
+    return PagedPool(4, 2, {int(k[1:]): v for k, v in shapes.items()}, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "joined"),
+    [
+        pytest.param(KVShape(2, 4, 4), True, id="equal-widths"),
+        pytest.param(KVShape(1, 6, 4), False, id="mla-like"),
+    ],
+)
+def test_write_then_read(shape, joined):
+    pages = pool(l3=shape)
+    rows = torch.tensor([5, 0, 3])
+    k = torch.randn(3, shape.heads, shape.k_dim)
+    v = torch.randn(3, shape.heads, shape.v_dim)
+    pages.write(3, rows, k, v)
+    assert torch.equal(pages.keys(3)[:, rows], k.transpose(0, 1))
+    assert torch.equal(pages.values(3)[:, rows], v.transpose(0, 1))
+    untouched = [1, 2, 4, 6, 7]
+    assert not pages.keys(3)[:, untouched].any()
+    assert (pages.joined(3) is not None) == joined
+    pages.check_integrity()
+    pages.reset()
+    assert not pages.keys(3).any()
+    assert not pages.values(3).any()
+
+
+def test_bytes_are_counted():
+    pages = pool(l0=KVShape(2, 4, 4), l1=KVShape(1, 6, 4))
+    assert pages.rows == 8
+    assert pages.kv_bytes == 8 * 4 * (2 * 8 + 10)
+
+
+def test_integrity_names_a_shared_block():
+    pages = pool(l0=KVShape(2, 4, 4))
+    tables = [(0, np.array([0, 1], np.int32)), (1, np.array([1], np.int32))]
+    with pytest.raises(RequestError, match="two tables"):
+        pages.check_integrity(tables)
+
+
+def test_an_empty_pool_is_refused():
+    with pytest.raises(InvalidConfig, match="num_blocks=0"):
+        PagedPool(0, 16, {}, torch.float32)
