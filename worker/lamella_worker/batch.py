@@ -30,7 +30,8 @@ class Segment:
     """Tokens `[start, start + count)` of the sequence in `slot`.
 
     `blocks` is the sequence's whole block table, int32 [ceil((start + count) / block_size)]
-    (longer is allowed). `start == 0` starts the slot afresh. `sample` asks for logits after the last token.
+    (longer is allowed). `start == 0` starts the slot afresh. `sample` asks for logits after the
+    last token.
     """
 
     slot: int

@@ -4,7 +4,8 @@ Knows no sequence, no scheduler and no attention: block tables come with each ba
 scheduler on stage 0 owns them. The runners write keys and values here, attention.py reads them.
 
 Layout: per layer K [kv_heads, num_blocks * block_size, k_dim] and V [kv_heads, ..., v_dim].
-Head-major, so the tokens of a sequence whose blocks are contiguous are a view, and a gather is one index_select.
+Head-major, so the tokens of a sequence whose blocks are contiguous are a view, and a gather is one
+index_select.
 """
 
 from collections.abc import Mapping, Sequence
