@@ -17,7 +17,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from lamella_contract.errors import LamellaError, shown
@@ -55,7 +55,7 @@ def from_plain(cls: type[T], plain: object, error: MakeError, path: str = "") ->
     """A ``cls`` from parsed JSON; ``path`` is where ``plain`` stands in the whole document."""
     if not isinstance(plain, Mapping):
         raise _wrong(error, path, plain, f"an object with the fields of {cls.__name__}")
-    fields = _fields(cls)
+    fields = _fields(typing.cast(Hashable, cls))  # classes are, but mypy takes no T for one
     values: dict[str, Any] = {}
     for key, item in plain.items():
         if key not in fields:
@@ -78,7 +78,7 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 @functools.cache
-def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     """Each field's type, and whether a document must name it."""
     hints = typing.get_type_hints(cls)
     return {

@@ -1,0 +1,242 @@
+"""Frames between a gateway and stage 0's scheduler: requests down, token events up.
+
+Knows no HTTP and no text: a request is ids and sampling, an answer is ids and why it ended. The
+gateway fences by ``attempt`` (raised each time it submits a request again) and ``position``.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from lamella_contract.errors import WireError
+from lamella_contract.wire_base import (
+    PACK_ERRORS,
+    Buffer,
+    Envelope,
+    Kind,
+    Reader,
+    cannot_pack,
+    open_as,
+    pack_text,
+    pack_u32s,
+    seal,
+)
+from lamella_contract.wire_json import read_json, write_json
+from lamella_contract.wire_step import MAX_TEXT, Sampling, pack_sampling, read_sampling
+
+REQUEST_ID_BYTES = 16
+
+SUBMIT = struct.Struct("<16sIII")  # request id, attempt, prompt length, ids
+CANCEL = struct.Struct("<16sI")  # request id, attempt
+REPLAY = struct.Struct("<16sII")  # request id, attempt, position
+EVENTS = struct.Struct("<I")  # events
+EVENT = struct.Struct("<16sIIIBB")  # request id, attempt, position, ids, finish, has error (0/1)
+EVENT_ERROR = struct.Struct("<dBH")  # retry after s, kind bytes, message bytes
+
+FINISHES = ("", "stop", "length", "error", "cancelled")  # the byte is the place in this list
+_FINISH_CODES = {name: code for code, name in enumerate(FINISHES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame of a gateway to a stage 0, and again after silence.
+
+    Stage 0 answers with `PipelineStatus`. ``role`` is ``gateway-<k>``.
+    """
+
+    role: str
+    pid: int = 0
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Serve this request: all known ids, prompt first (more than the prompt when resuming).
+
+    ``sampling.max_tokens`` counts output tokens from the prompt's end, known ones included.
+    """
+
+    request_id: bytes
+    attempt: int
+    prompt_len: int
+    ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody wants this attempt any more: free what it holds."""
+
+    request_id: bytes
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Events were missed: send this attempt's events again from output position ``position``."""
+
+    request_id: bytes
+    attempt: int
+    position: int
+
+
+class TokenEvent(NamedTuple):
+    """News of one request: ``ids`` are the output tokens from ``position`` (0 the first) on.
+
+    ``finish`` is one of `FINISHES`, "" while it goes on. An error names its class by
+    ``error_kind`` (`errors.from_kind`); ``retry_after_s`` belongs to `Overloaded`.
+    """
+
+    request_id: bytes
+    attempt: int
+    position: int
+    ids: tuple[int, ...]
+    finish: str = ""
+    error: str = ""
+    error_kind: str = ""
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What one step brought for one gateway."""
+
+    items: tuple[TokenEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """How a pipeline is, on Hello and on every change; ``reason`` says why it is not ready."""
+
+    ready: bool
+    reason: str
+    kv_tokens: int
+    kv_tokens_free: int
+    queued_tokens: int
+    running: int
+    waiting: int
+
+
+GatewayMessage: TypeAlias = Hello | Submit | Cancel | Replay | Events | PipelineStatus
+GATEWAY_KINDS: dict[Kind, type[GatewayMessage]] = {
+    Kind.HELLO: Hello,
+    Kind.SUBMIT: Submit,
+    Kind.CANCEL: Cancel,
+    Kind.REPLAY: Replay,
+    Kind.EVENTS: Events,
+    Kind.PIPELINE_STATUS: PipelineStatus,
+}
+
+
+def encode_gateway(envelope: Envelope, message: GatewayMessage) -> bytes:
+    """One frame; `WireError` if a number is out of its range."""
+    try:
+        match message:
+            case Events():
+                return seal(envelope, Kind.EVENTS, _pack_events(message))
+            case Submit(request_id, attempt, prompt_len, ids, sampling):
+                head = SUBMIT.pack(_id(request_id), attempt, prompt_len, len(ids))
+                body = head + pack_u32s(ids) + pack_sampling(sampling)
+                return seal(envelope, Kind.SUBMIT, body)
+            case Cancel(request_id, attempt):
+                return seal(envelope, Kind.CANCEL, CANCEL.pack(_id(request_id), attempt))
+            case Replay(request_id, attempt, position):
+                body = REPLAY.pack(_id(request_id), attempt, position)
+                return seal(envelope, Kind.REPLAY, body)
+            case Hello():
+                return seal(envelope, Kind.HELLO, write_json(message))
+            case PipelineStatus():
+                return seal(envelope, Kind.PIPELINE_STATUS, write_json(message))
+    except PACK_ERRORS as reason:
+        cannot_pack(type(message).__name__, reason)
+
+
+def decode_gateway(buf: Buffer) -> tuple[Envelope, GatewayMessage]:
+    """Undo `encode_gateway`; raises `WireError` and nothing else."""
+    envelope, kind, reader = open_as(buf, *GATEWAY_KINDS)
+    message: GatewayMessage
+    match kind:
+        case Kind.EVENTS:
+            message = _read_events(reader)
+        case Kind.SUBMIT:
+            message = _read_submit(reader)
+        case Kind.CANCEL:
+            message = Cancel(*reader.unpack(CANCEL))
+        case Kind.REPLAY:
+            message = Replay(*reader.unpack(REPLAY))
+        case _:
+            message = read_json(GATEWAY_KINDS[kind], reader)
+    reader.finish()
+    return envelope, message
+
+
+def _read_submit(reader: Reader) -> Submit:
+    request_id, attempt, prompt_len, n_ids = reader.unpack(SUBMIT)
+    if prompt_len > n_ids:
+        raise WireError(f"submit: prompt of {prompt_len} in {n_ids} ids, want at most all of them")
+    ids = reader.u32s(n_ids)
+    return Submit(request_id, attempt, prompt_len, ids, read_sampling(reader))
+
+
+def _pack_events(events: Events) -> bytes:
+    """`EVENTS`, a column of `EVENT`, a column of ids, then the errors of those that have one."""
+    parts = [EVENTS.pack(len(events.items))]
+    ids: list[int] = []
+    errors: list[bytes] = []
+    for (
+        request_id,
+        attempt,
+        position,
+        new,
+        finish,
+        error,
+        error_kind,
+        retry_after_s,
+    ) in events.items:
+        code = _FINISH_CODES.get(finish)
+        if code is None:
+            raise WireError(f"event: finish is {finish!r}, want one of {FINISHES}")
+        has_error = bool(error or error_kind or retry_after_s)
+        parts.append(EVENT.pack(_id(request_id), attempt, position, len(new), code, has_error))
+        ids += new
+        if has_error:
+            text, kind = pack_text(error, MAX_TEXT), error_kind.encode()
+            errors += (EVENT_ERROR.pack(retry_after_s, len(kind), len(text)), kind, text)
+    return b"".join((*parts, pack_u32s(ids), *errors))
+
+
+def _read_events(reader: Reader) -> Events:
+    (count,) = reader.unpack(EVENTS)
+    records = reader.records(EVENT, count)
+    ids = reader.u32s(sum([record[3] for record in records]))
+    items = []
+    taken = 0
+    for request_id, attempt, position, n_ids, code, has_error in records:
+        if code >= len(FINISHES) or has_error > 1:
+            raise WireError(f"event: finish code {code}, error flag {has_error}: unknown")
+        new = ids[taken : taken + n_ids]
+        taken += n_ids
+        error, kind, retry_after_s = _read_error(reader) if has_error else ("", "", 0.0)
+        items.append(
+            TokenEvent(
+                request_id, attempt, position, new, FINISHES[code], error, kind, retry_after_s
+            )
+        )
+    return Events(tuple(items))
+
+
+def _read_error(reader: Reader) -> tuple[str, str, float]:
+    retry_after_s, kind_bytes, text_bytes = reader.unpack(EVENT_ERROR)
+    if not math.isfinite(retry_after_s):
+        raise WireError(f"event: retry_after_s is {retry_after_s}, want a finite number")
+    kind = reader.text(kind_bytes)
+    return reader.text(text_bytes), kind, retry_after_s
+
+
+def _id(request_id: bytes) -> bytes:
+    if len(request_id) != REQUEST_ID_BYTES:  # '16s' would pad or cut in silence
+        raise WireError(f"request_id: got {len(request_id)} bytes, want {REQUEST_ID_BYTES}")
+    return request_id
