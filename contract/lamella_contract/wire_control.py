@@ -20,7 +20,8 @@ class Join:
 
     ``data_address`` is where its upstream neighbour must dial; ``num_blocks`` is how many cache
     blocks it can hold (0 while unknown). ``incarnation`` (hex) and ``epoch`` are the newest
-    membership that it has seen, so that a new scheduler can go above.
+    membership that it has seen, so that a new scheduler can go above. ``process`` is a random
+    name of this run of the stage: another one means another process in the stage's place.
     """
 
     role: str
@@ -33,6 +34,7 @@ class Join:
     incarnation: str = ""
     epoch: int = 0
     version: str = ""
+    process: str = ""
 
     def __post_init__(self) -> None:
         _state(self.state)
@@ -40,7 +42,11 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """How a stage is; ``sequence`` counts its heartbeats, ``last_step`` is -1 before the first."""
+    """How a stage is; ``sequence`` counts its heartbeats, ``last_step`` is -1 before the first.
+
+    ``error`` with state ``ready``: a frame of the envelope's epoch was lost or is not to be
+    trusted, and the stage asks for a new epoch. Stage 0 sends its own heartbeat to the others.
+    """
 
     stage: int
     state: str
