@@ -1,0 +1,150 @@
+"""Runs a slice one sequence at a time: right for every family, fast for none.
+
+Knows transformers' cache protocol and the stage's pages (slot_cache.py). packed.py and fast.py run
+the same steps faster for the families that allow it; model.py chooses.
+"""
+
+from typing import Any
+
+import torch
+from lamella_contract.errors import EngineError
+
+from lamella_worker.batch import Bundle, Segment, StepBatch
+from lamella_worker.cache import KVShape, PagedPool
+from lamella_worker.hf_slice import HfSlice
+from lamella_worker.rope_freeze import freeze_rope
+from lamella_worker.slot_cache import (
+    Cursor,
+    PagedLayer,
+    RecordingLayer,
+    SlotCache,
+    fresh_layers,
+    pages_fit,
+)
+
+
+class SequentialRunner:
+    """A `SliceRunner` (model.py) that gives each segment its own forward pass and cache."""
+
+    def __init__(self, piece: HfSlice) -> None:
+        self.piece = piece
+        self.pool: PagedPool | None = None
+        self._cursor = Cursor()
+        self._slots: dict[int, SlotCache] = {}
+        self._lengths: dict[int, int] = {}
+        self._owned = range(piece.first, piece.last)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the pages."""
+        return self.pool.kv_bytes if self.pool is not None else 0
+
+    def setup_caches(
+        self, *, num_blocks: int, block_size: int, max_sequences: int, max_model_len: int
+    ) -> None:
+        """Reserve the pages, and fix the rotary frequencies for `max_model_len`."""
+        freeze_rope(self.piece.model, max_model_len)
+        self.pool = PagedPool(
+            num_blocks, block_size, self._kv_shapes(), self.piece.dtype, self.piece.device
+        )
+        self._slots.clear()
+        self._lengths.clear()
+
+    def reset_caches(self) -> None:
+        """Forget every sequence; pages stay reserved."""
+        if self.pool is not None:
+            self.pool.reset()
+        self._slots.clear()
+        self._lengths.clear()
+
+    def release(self, slot: int) -> None:
+        """Drop what a slot keeps beside the pages."""
+        self._slots.pop(slot, None)
+        self._lengths.pop(slot, None)
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch, inputs: Bundle) -> Bundle:
+        """Run every segment of the step, one after another."""
+        assert self.pool is not None, "setup_caches comes first"
+        parts = []
+        for index, segment in enumerate(batch.segments):
+            rows = slice(int(batch.offsets[index]), int(batch.offsets[index + 1]))
+            parts.append(self._run(segment, {k: v[rows] for k, v in inputs.items()}, batch))
+        return join(parts)
+
+    def _run(self, segment: Segment, inputs: Bundle, batch: StepBatch) -> Bundle:
+        cache = self._cache_of(segment)
+        device = self.piece.device
+        self._cursor.point_at(segment, batch.block_size, device)
+        positions = torch.arange(segment.start, segment.length, device=device)
+        wanted = torch.tensor([segment.count - 1], device=device) if segment.sample else None
+        output = self.piece.forward(inputs, positions, wanted, cache=cache, use_cache=True)
+        self._lengths[segment.slot] = segment.length
+        return output
+
+    def _cache_of(self, segment: Segment) -> SlotCache:
+        if segment.start == 0 or segment.slot not in self._slots:
+            self._slots[segment.slot] = self._fresh_cache()
+            self._lengths[segment.slot] = 0
+        cache = self._slots[segment.slot]
+        if self.keeps_state and self._lengths[segment.slot] != segment.start:
+            raise EngineError(
+                f"slot {segment.slot}: its state stands at {self._lengths[segment.slot]}, "
+                f"the step starts at {segment.start}"
+            )
+        return cache
+
+    @property
+    def keeps_state(self) -> bool:
+        """True when a layer keeps state that is not one entry per token in the pages."""
+        assert self.pool is not None
+        return any(
+            index not in self.pool.shapes and type(layer).__name__ != "DummyLayer"
+            for index, layer in enumerate(self._fresh_cache().layers)
+            if index in self._owned
+        )
+
+    def _fresh_cache(self) -> SlotCache:
+        assert self.pool is not None
+        layers = fresh_layers(self.piece.config, self.piece.num_layers)
+        for index in self.pool.shapes:
+            window = getattr(layers[index], "sliding_window", None)
+            layers[index] = PagedLayer(self.pool, index, window, self._cursor)
+        return SlotCache(layers, self._cursor, self._owned)
+
+    @torch.inference_mode()
+    def _kv_shapes(self) -> dict[int, KVShape]:
+        """Learn from one token what each owned layer hands to the cache."""
+        layers = fresh_layers(self.piece.config, self.piece.num_layers)
+        for index, layer in enumerate(layers):
+            if index in self._owned and pages_fit(layer):
+                layers[index] = RecordingLayer(layer)
+        self._cursor.start, self._cursor.count = 0, 1
+        cache = SlotCache(layers, self._cursor, self._owned)
+        self.piece.forward(
+            probe_inputs(self.piece),
+            torch.zeros(1, dtype=torch.int64, device=self.piece.device),
+            None,
+            cache=cache,
+            use_cache=True,
+        )
+        found = {i: x for i, x in enumerate(layers) if isinstance(x, RecordingLayer)}
+        return {i: x.shape for i, x in found.items() if x.shape is not None and x.updates == 1}
+
+
+def probe_inputs(piece: HfSlice) -> Bundle:
+    """A bundle of one token that the slice accepts."""
+    device = piece.device
+    ids = torch.zeros(1, dtype=torch.int64, device=device)
+    if piece.is_first:
+        return {"token_ids": ids}
+    return piece.probe_bundle(ids)
+
+
+def join(parts: list[Bundle]) -> Bundle:
+    """Bundles of segments as one packed bundle; segments without logits have none."""
+    joined: dict[str, list[Any]] = {}
+    for part in parts:
+        for name, value in part.items():
+            joined.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in joined.items()}
