@@ -50,13 +50,13 @@ class InvalidSpec(LamellaError):
     """A manifest's field is wrong; edit the manifest.
 
     ``path`` is the field as the user wrote it (``spec.pipeline.stages``), ``got`` the offending
-    value, ``want`` what would have been accepted.
+    value, ``want`` what would have been accepted. ``message`` replaces the sentence made of them.
     """
 
     kind: ClassVar[str] = "invalid_spec"
 
-    def __init__(self, path: str, got: object, want: str) -> None:
-        super().__init__(f"{path}: got {shown(got)}, want {want}")
+    def __init__(self, path: str, got: object, want: str, message: str = "") -> None:
+        super().__init__(message or f"{path}: got {shown(got)}, want {want}")
         self.path = path
         self.got = got
         self.want = want

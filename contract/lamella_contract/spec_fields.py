@@ -1,0 +1,113 @@
+"""Reading a manifest's objects: each key is taken once, and what nobody took is refused.
+
+Knows no manifest: `spec` says which keys there are. Everything wrong is an `InvalidSpec` whose
+path is written as the user would (``spec.pipeline.stageSpecs[1].memory``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamella_contract.errors import InvalidSpec
+from lamella_contract.forms import did_you_mean
+from lamella_contract.units import quantity
+
+
+class Fields:
+    """One object of a manifest, at ``path``; a key that is null counts as absent."""
+
+    def __init__(self, value: object, path: str, known: tuple[str, ...]) -> None:
+        if not isinstance(value, Mapping):
+            raise InvalidSpec(path or "manifest", value, "an object")
+        self.path = path
+        self._values = value
+        for key in value:
+            if key not in known:
+                where = self.at(str(key))
+                near = did_you_mean(str(key), known)
+                raise InvalidSpec(
+                    where, value[key], f"a known key{near}", f"{where}: unknown key{near}"
+                )
+
+    def at(self, key: str) -> str:
+        """Path of ``key``."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def child(self, key: str, known: tuple[str, ...]) -> Fields | None:
+        """The object under ``key``, None if absent."""
+        value = self.get(key)
+        return None if value is None else Fields(value, self.at(key), known)
+
+    def text(self, key: str, default: str | None = None, *, want: str = "a string") -> str:
+        """A non-empty string; required when there is no default."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or not value:
+            raise InvalidSpec(self.at(key), value, want)
+        return value
+
+    def count(self, key: str, least: int, most: int = 1 << 31) -> int | None:
+        """A whole number in ``[least, most]``, None if absent."""
+        value = self.get(key)
+        return None if value is None else whole(value, self.at(key), least, most)
+
+    def bytes(self, key: str) -> int | None:
+        """A positive quantity of bytes, None if absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        size = quantity(value, self.at(key))
+        if size == 0:
+            raise InvalidSpec(self.at(key), value, "more than 0 bytes")
+        return size
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """An object kept as it is; empty if absent."""
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+            raise InvalidSpec(self.at(key), value, "an object")
+        return dict(value)
+
+    def strings(self, key: str) -> Mapping[str, str]:
+        """An object of strings; empty if absent."""
+        value = self.mapping(key)
+        for name, item in value.items():
+            if not isinstance(item, str):
+                raise InvalidSpec(f"{self.at(key)}[{name!r}]", item, "a string")
+        return value
+
+    def items(self, key: str) -> list[Any] | None:
+        """A list of at least one item, None if absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not value:
+            raise InvalidSpec(self.at(key), value, "a list of at least one item")
+        return list(value)
+
+    def mappings(self, key: str) -> tuple[Mapping[str, Any], ...]:
+        """A list of objects kept as they are; empty if absent."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple):
+            raise InvalidSpec(self.at(key), value, "a list of objects")
+        for index, item in enumerate(value):
+            if not isinstance(item, Mapping):
+                raise InvalidSpec(f"{self.at(key)}[{index}]", item, "an object")
+        return tuple(dict(item) for item in value)
+
+
+def whole(value: object, path: str, least: int, most: int = 1 << 31) -> int:
+    """A whole number in ``[least, most]``; true and false are none."""
+    if type(value) is not int or not least <= value <= most:
+        bound = f"of at least {least}" if most == 1 << 31 else f"from {least} to {most}"
+        raise InvalidSpec(path, value, f"a whole number {bound}")
+    return value
