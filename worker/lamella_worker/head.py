@@ -1,0 +1,252 @@
+"""The compute thread of stage 0: it schedules steps, runs its own layers, and takes results in.
+
+Knows no clients and no text. One turn of the loop:
+
+1. carry out the control thread's orders (requests, cancels, a new epoch);
+2. take in every StepDone that has come: tokens go to the gateways, blocks come free;
+3. schedule one step, compute its rows, push it to stage 1 (with one stage: sample at once).
+
+A probe is a real step of one token through all stages under a new epoch, before any request's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import zmq
+
+from lamella_contract.errors import Overloaded, RequestError, WireError
+from lamella_contract.wire import (
+    Adopt,
+    Cancel,
+    Expected,
+    Free,
+    Replay,
+    Sampling,
+    SegmentHeader,
+    StepDone,
+    StepHeader,
+    Submit,
+    TokenEvent,
+    Verdict,
+    check_envelope,
+    decode_step_done,
+)
+from lamella_worker.channel import ChannelEnd
+from lamella_worker.orders import (
+    Broken,
+    DropOwner,
+    FromGateway,
+    Linked,
+    Order,
+    Probed,
+    Relink,
+    Report,
+    ToGateway,
+)
+from lamella_worker.ring import Pause, Probe, Serve
+from lamella_worker.scheduler import OwnedEvent, Scheduler
+from lamella_worker.stage import POLL_S, OutLink, StepRunner
+from lamella_worker.telemetry import Telemetry
+from lamella_worker.tensors import pack_bundle
+from lamella_worker.transport import PullLink
+
+log = logging.getLogger(__name__)
+
+PROBE_STEP = (1 << 64) - 2
+"""Step numbers that no scheduler reaches: the probe, and the step that frees its slot."""
+PROBE_GENERATION = (1 << 32) - 1
+
+
+class HeadLoop:
+    """Runs until `stopping` is set. `done` is None when this is the only stage."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        scheduler: Scheduler,
+        out: OutLink | None,
+        done: PullLink | None,
+        channel: ChannelEnd[Report, Order],
+        telemetry: Telemetry,
+        config_hash: bytes,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._out = out
+        self._done = done
+        self._channel = channel
+        self._telemetry = telemetry
+        self._expected = Expected(config_hash, bytes(16), 0)
+        self._serving = False
+        self._broken = True
+        self._in_flight: deque[tuple[int, float]] = deque()  # (step, monotonic s when sent)
+        self.stopping = False
+
+    def run(self) -> None:
+        """Serve; every wait is bounded, so `stopping` is seen within POLL_S."""
+        poller = zmq.Poller()
+        poller.register(self._channel.socket, zmq.POLLIN)
+        if self._done is not None:
+            poller.register(self._done.socket, zmq.POLLIN)
+        worked = False
+        while not self.stopping:
+            poller.poll(0 if worked else int(POLL_S * 1000))
+            for order in self._channel.drain():
+                self._obey(order)
+            while self._done is not None and (parts := self._done.receive()) is not None:
+                self._take(parts)
+            worked = self._serving and self._schedule()
+            self._publish()
+
+    def _obey(self, order: Order) -> None:
+        match order:
+            case FromGateway(owner, Submit() as submit):
+                self._submit(owner, submit)
+            case FromGateway(owner, Cancel(request_id, attempt)):
+                self._scheduler.cancel(owner, request_id, attempt)
+            case FromGateway(owner, Replay(request_id, attempt, position)):
+                self._emit(self._scheduler.replay(owner, request_id, attempt, position))
+            case DropOwner(owner):
+                self._scheduler.drop_owner(owner)
+            case Relink():
+                self._relink(order)
+            case Probe(epoch) if epoch == self._expected.epoch:
+                self._probe()
+            case Serve(epoch) if epoch == self._expected.epoch:
+                self._serving = True
+            case Pause():
+                self._serving = False
+
+    def _submit(self, owner: bytes, submit: Submit) -> None:
+        try:
+            self._scheduler.submit(submit, owner)
+        except RequestError as error:
+            retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+            event = TokenEvent(
+                submit.request_id,
+                submit.attempt,
+                max(0, len(submit.ids) - submit.prompt_len),
+                (),
+                "error",
+                str(error),
+                error.kind,
+                retry_after_s,
+            )
+            self._channel.put(ToGateway(owner, (event,)))
+
+    def _relink(self, order: Relink) -> None:
+        """A new epoch: what was in flight is forgotten, live requests will be computed again."""
+        self._serving = False
+        self._runner.reset()
+        self._scheduler.restart()
+        self._in_flight.clear()
+        self._expected = Expected(self._expected.config_hash, order.incarnation, order.epoch)
+        self._broken = False
+        self._telemetry.counters.resyncs += 1
+        if self._out is None or self._out.dial(order):
+            self._channel.put(Linked(order.epoch))
+        else:
+            log.warning("the next stage does not answer", extra={"role": order.next_role})
+
+    def _probe(self) -> None:
+        greedy = Sampling(temperature=0.0, max_tokens=1)
+        header = StepHeader(
+            PROBE_STEP,
+            adopts=(Adopt(0, PROBE_GENERATION, 1, (0,), greedy),),
+            segments=(SegmentHeader(0, PROBE_GENERATION, 0, 1, True, (0,)),),
+        )
+        self._run(header, np.zeros(1, np.int32))
+
+    def _schedule(self) -> bool:
+        """One step, if there is one to be made; True when there was."""
+        scheduled = self._scheduler.next_step(time.monotonic())
+        if scheduled is None:
+            return False
+        self._run(scheduled.header, scheduled.token_ids)
+        return True
+
+    def _run(self, header: StepHeader, token_ids: np.ndarray) -> None:
+        inputs = {"token_ids": torch.from_numpy(token_ids.astype(np.int64))}
+        try:
+            bundle, rows, spent, failed = self._runner.run(header, inputs)
+        except WireError as error:  # our own tables disagree: start the epoch anew
+            self._break(f"stage 0: {error}")
+            return
+        self._in_flight.append((header.step, time.monotonic()))
+        if self._out is None:
+            self._finish(StepDone(header.step, rows, (spent,), failed))
+            return
+        tensors, views = pack_bundle(bundle)
+        onward = dataclasses.replace(header, tensors=tensors, trace=(spent,), failed=failed)
+        if not self._out.send_step(onward, views):
+            self._break("stage 1 takes no frame")
+
+    def _take(self, parts: Sequence[memoryview]) -> None:
+        counters = self._telemetry.counters
+        try:
+            envelope, done = decode_step_done(parts[0])
+        except WireError as error:
+            counters.frames_refused += 1
+            self._break(str(error))
+            return
+        verdict = check_envelope(envelope, self._expected)
+        if verdict is Verdict.ACCEPT and not self._broken:
+            self._expected = self._expected.after(envelope)
+            self._finish(done)
+            return
+        counters.frames_refused += verdict is Verdict.FOREIGN
+        counters.frames_stale += verdict is not Verdict.FOREIGN
+        if verdict is Verdict.GAP:
+            self._break("a StepDone is missing")
+
+    def _finish(self, done: StepDone) -> None:
+        if not self._in_flight or self._in_flight[0][0] != done.step:
+            self._break(f"step {done.step} is done out of order")
+            return
+        _, sent_s = self._in_flight.popleft()
+        if done.step >= PROBE_STEP:
+            self._probe_done(done)
+            return
+        now_s = time.monotonic()
+        took_s = now_s - sent_s
+        self._telemetry.predicted_step_s = max(took_s, 0.9 * self._telemetry.predicted_step_s)
+        self._telemetry.add_trace(done.trace)
+        self._emit(self._scheduler.complete(done, now_s))
+
+    def _probe_done(self, done: StepDone) -> None:
+        if done.error:
+            self._break(f"the probe failed: {done.error}")
+        elif done.step == PROBE_STEP:
+            free = Free(0, PROBE_GENERATION)
+            self._run(StepHeader(PROBE_STEP + 1, frees=(free,)), np.zeros(0, np.int32))
+        else:
+            self._channel.put(Probed(self._expected.epoch))
+
+    def _break(self, reason: str) -> None:
+        self._serving = False
+        if not self._broken:
+            self._broken = True
+            log.warning("the ring is broken", extra={"reason": reason})
+            self._channel.put(Broken(self._expected.epoch, reason))
+
+    def _emit(self, owned: Iterable[OwnedEvent]) -> None:
+        """One message per gateway and step."""
+        by_owner: dict[bytes, list[TokenEvent]] = {}
+        for item in owned:
+            by_owner.setdefault(item.owner, []).append(item.event)
+            self._telemetry.counters.tokens += len(item.event.ids)
+        for owner, events in by_owner.items():
+            self._channel.put(ToGateway(owner, tuple(events)))
+
+    def _publish(self) -> None:
+        self._telemetry.oldest_step_sent_s = self._in_flight[0][1] if self._in_flight else 0.0
+        self._telemetry.scheduler = self._scheduler.stats()
+
+

@@ -1,0 +1,337 @@
+"""Stage 0's control thread: the membership of the ring, and the links to the gateways.
+
+Knows no tensors and decides nothing itself: what was heard goes into `Ring`, what the ring says is
+carried out. Gateways reach the scheduler through here, so a long step delays no heartbeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+import zmq
+
+from lamella_contract import names
+from lamella_contract.config import StageConfig
+from lamella_contract.errors import WireError
+from lamella_contract.wire import (
+    Cancel,
+    Envelope,
+    Events,
+    GatewayMessage,
+    Heartbeat,
+    Hello,
+    Join,
+    Kind,
+    Members,
+    MembersAck,
+    PipelineStatus,
+    Reject,
+    Replay,
+    Submit,
+    decode_control,
+    decode_gateway,
+    encode_control,
+    encode_gateway,
+)
+from lamella_worker.channel import ChannelEnd
+from lamella_worker.control import BEAT_S
+from lamella_worker.orders import (
+    Broken,
+    DropOwner,
+    FromGateway,
+    Linked,
+    Loaded,
+    Order,
+    Probed,
+    Relink,
+    Report,
+    ToGateway,
+)
+from lamella_worker.pulse import Pulse
+from lamella_worker.ring import Action, Connect, Pause, Phase, Ring
+from lamella_worker.telemetry import Telemetry
+from lamella_worker.transport import Network
+
+log = logging.getLogger(__name__)
+
+GATEWAY_SILENCE_S = 5.0
+"""A gateway that says nothing for this long is gone; what it had submitted is freed."""
+
+
+class HeadControl(threading.Thread):
+    """Runs the ring on stage 0."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        network: Network,
+        channel: ChannelEnd[Order, Report],
+        telemetry: Telemetry,
+        pulse: Pulse,
+        *,
+        incarnation: bytes,
+        data_address: str,
+    ) -> None:
+        super().__init__(name="control", daemon=True)
+        self._config = config
+        self._network = network
+        self._channel = channel
+        self._telemetry = telemetry
+        self._pulse = pulse
+        self._data_address = data_address
+        self._incarnation = incarnation
+        self._hash = config.pipeline.config_hash()
+        stages = config.pipeline.num_stages
+        roles = [role for role, _ in config.peer_keys]
+        self._stages = network.listen(
+            zmq.ROUTER,
+            config.control_address,
+            domain="control",
+            roles=[names.stage_role(stage) for stage in range(1, stages)],
+        )
+        self._gateways = network.listen(
+            zmq.ROUTER,
+            config.gateway_address,
+            domain="gateway",
+            roles=[role for role in roles if role.startswith(names.ROLE_GATEWAY)],
+        )
+        self._ring = Ring(stages, config.suspect_after_s)
+        self._ring.join(0, "self", data_address, time.monotonic())
+        self._loaded = False
+        self._next_addresses: tuple[str, ...] = ()
+        self._gateway_heard_s: dict[bytes, float] = {}
+        self._told: PipelineStatus | None = None
+        self._sent = 0
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Listen, tick and beat until `stop`."""
+        poller = zmq.Poller()
+        for socket in (self._stages, self._gateways, self._channel.socket):
+            poller.register(socket, zmq.POLLIN)
+        next_beat_s = 0.0
+        while not self._stop.is_set():
+            poller.poll(max(1, int((next_beat_s - time.monotonic()) * 1000)))
+            for report in self._channel.drain():
+                self._report(report)
+            self._hear_stages()
+            self._hear_gateways()
+            now_s = time.monotonic()
+            if now_s >= next_beat_s:
+                self._tick(now_s)
+                next_beat_s = now_s + BEAT_S
+            self._publish()
+
+    def stop(self) -> None:
+        """End the thread; safe from any thread."""
+        self._stop.set()
+
+    def _tick(self, now_s: float) -> None:
+        self._pulse.beat()
+        self._act(self._ring.heard(0, "self", self._loaded, now_s))
+        sent_s = self._telemetry.oldest_step_sent_s
+        self._act(
+            self._ring.tick(
+                now_s,
+                oldest_step_age_s=now_s - sent_s if sent_s else 0.0,
+                predicted_step_s=self._telemetry.predicted_step_s,
+            )
+        )
+        beat = Heartbeat(
+            stage=0,
+            state="ready" if self._loaded else "loading",
+            bytes_done=self._telemetry.load.bytes_done,
+            bytes_total=self._telemetry.load.bytes_total,
+            bytes_per_s=self._telemetry.load.bytes_per_s,
+            error="",
+            last_step=self._telemetry.counters.steps,
+            sequence=self._sent,
+        )
+        for stage in self._ring.members:
+            self._tell_stage(stage, beat)
+        self._tell_gateways(self._pipeline_status())
+        for owner, heard_s in list(self._gateway_heard_s.items()):
+            if now_s - heard_s > GATEWAY_SILENCE_S:
+                log.warning("a gateway is gone", extra={"gateway": owner.decode()})
+                del self._gateway_heard_s[owner]
+                self._channel.put(DropOwner(owner))
+
+    def _report(self, report: Report) -> None:
+        now_s = time.monotonic()
+        match report:
+            case ToGateway(owner, events):
+                self._send(self._gateways, owner, encode_gateway(self._envelope(), Events(events)))
+            case Loaded():
+                self._loaded = True
+                self._act(self._ring.heard(0, "self", True, now_s))
+            case Linked(epoch):
+                self._act(self._ring.acknowledged(0, epoch, now_s))
+            case Probed(epoch):
+                self._act(self._ring.probed(epoch, now_s))
+            case Broken(epoch, reason) if epoch == self._ring.epoch:
+                self._act(self._ring.broken(reason, now_s))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Connect(epoch, next_addresses):
+                    self._next_addresses = next_addresses
+                    self._telemetry.epoch = epoch
+                    log.info("the ring is connected anew", extra={"epoch": epoch})
+                    for stage in self._ring.members:
+                        self._tell_stage(stage, self._members(stage))
+                    next_role = names.stage_role(1 % self._config.pipeline.num_stages)
+                    self._channel.put(
+                        Relink(self._incarnation, epoch, next_addresses[0], next_role)
+                    )
+                case _:
+                    if isinstance(action, Pause):
+                        log.warning("the ring pauses", extra={"reason": action.reason})
+                    self._channel.put(action)
+
+    def _members(self, stage: int) -> Members:
+        stages = self._config.pipeline.num_stages
+        return Members(
+            incarnation=self._incarnation.hex(),
+            epoch=self._ring.epoch,
+            next_address=self._next_addresses[stage],
+            next_role=names.stage_role((stage + 1) % stages),
+            stages=stages,
+            credit=stages + 1,
+        )
+
+    def _hear_stages(self) -> None:
+        while (received := self._receive(self._stages)) is not None:
+            identity, frame = received
+            try:
+                envelope, message = decode_control(frame.buffer)
+            except WireError as error:
+                self._refuse("control", str(error))
+                continue
+            role = self._network.role_of(frame)
+            if role.encode() != identity or envelope.config_hash != self._hash:
+                reason = "another configuration" if role.encode() == identity else "a foreign key"
+                self._refuse("control", reason)
+                reply = encode_control(self._envelope(), Reject(reason))
+                self._send(self._stages, identity, reply)
+                continue
+            parsed = names.parse_role(role)
+            assert parsed is not None  # only stages' keys pass this socket's allow-list
+            self._hear_stage(parsed[1], envelope, message)
+
+    def _hear_stage(self, stage: int, envelope: Envelope, message: object) -> None:
+        now_s = time.monotonic()
+        member = self._ring.members.get(stage)
+        match message:
+            case Join():
+                self._act(self._ring.join(stage, message.process, message.data_address, now_s))
+                behind = (message.incarnation, message.epoch) != (
+                    self._incarnation.hex(),
+                    self._ring.epoch,
+                )
+                if behind and self._ring.phase is Phase.CONNECTING:
+                    self._tell_stage(stage, self._members(stage))  # the first telling was lost
+            case Heartbeat() if member is not None:
+                loaded = message.state == "ready"
+                self._act(self._ring.heard(stage, member.process, loaded, now_s))
+                ours = (envelope.incarnation, envelope.epoch) == (
+                    self._incarnation,
+                    self._ring.epoch,
+                )
+                if message.error and ours:
+                    reason = f"stage {stage}: {message.error}"
+                    self._act(self._ring.broken(reason, now_s))
+            case MembersAck() if bytes.fromhex(message.incarnation) == self._incarnation:
+                self._act(self._ring.acknowledged(stage, message.epoch, now_s))
+
+    def _hear_gateways(self) -> None:
+        while (received := self._receive(self._gateways)) is not None:
+            identity, frame = received
+            try:
+                envelope, message = decode_gateway(frame.buffer)
+            except WireError as error:
+                self._refuse("gateway", str(error))
+                continue
+            if self._network.role_of(frame).encode() != identity:
+                self._refuse("gateway", "a foreign key")
+            elif envelope.config_hash != self._hash:
+                self._refuse("gateway", "another configuration")
+            else:
+                self._hear_gateway(identity, message)
+
+    def _hear_gateway(self, owner: bytes, message: GatewayMessage) -> None:
+        self._gateway_heard_s[owner] = time.monotonic()
+        match message:
+            case Submit() | Cancel() | Replay():
+                self._channel.put(FromGateway(owner, message))
+            case Hello():
+                status = self._pipeline_status()
+                self._send(self._gateways, owner, encode_gateway(self._envelope(), status))
+
+    def _pipeline_status(self) -> PipelineStatus:
+        numbers = self._telemetry.scheduler
+        return PipelineStatus(
+            ready=self._ring.ready,
+            reason=self._ring.reason,
+            kv_tokens=numbers.get("kv_tokens", 0),
+            kv_tokens_free=numbers.get("kv_tokens_free", 0),
+            queued_tokens=numbers.get("queued_tokens", 0),
+            running=numbers.get("running", 0),
+            waiting=numbers.get("waiting", 0),
+        )
+
+    def _publish(self) -> None:
+        """Say at once when readiness turns, and keep /readyz in step."""
+        ring = self._ring
+        state = "serving" if ring.ready else ("joining" if self._loaded else "loading")
+        self._telemetry.set_state(state, ready=ring.ready, reason=ring.reason)
+        status = self._pipeline_status()
+        if self._told is None or (status.ready, status.reason) != (
+            self._told.ready,
+            self._told.reason,
+        ):
+            self._tell_gateways(status)
+            self._told = status
+
+    def _tell_gateways(self, status: PipelineStatus) -> None:
+        frame = encode_gateway(self._envelope(), status)
+        for owner in self._gateway_heard_s:
+            self._send(self._gateways, owner, frame)
+
+    def _tell_stage(self, stage: int, message: Members | Heartbeat) -> None:
+        if stage:
+            frame = encode_control(self._envelope(), message)
+            self._send(self._stages, names.stage_role(stage).encode(), frame)
+
+    def _envelope(self) -> Envelope:
+        self._sent += 1
+        return Envelope(
+            Kind.HEARTBEAT, self._hash, self._incarnation, self._ring.epoch, self._sent
+        )
+
+    def _refuse(self, link: str, reason: str) -> None:
+        self._telemetry.counters.frames_refused += 1
+        log.warning("a frame was refused", extra={"link": link, "reason": reason})
+
+    @staticmethod
+    def _send(socket: zmq.Socket[bytes], identity: bytes, frame: bytes) -> None:
+        try:
+            socket.send_multipart([identity, frame], flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return  # the peer reads nothing: it will notice the gap, or is noticed as silent
+
+    @staticmethod
+    def _receive(socket: zmq.Socket[bytes]) -> tuple[bytes, zmq.Frame] | None:
+        try:
+            parts = socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return parts[0].bytes, parts[-1]
+
+
+def new_incarnation() -> bytes:
+    """A random name for this run of the scheduler, 16 bytes."""
+    return os.urandom(16)

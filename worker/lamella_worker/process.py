@@ -1,0 +1,222 @@
+"""One stage's process after the fork: it puts the parts together and runs until told to stop.
+
+Knows the order of things and nothing else: join first (so that loading is visible), then load,
+then serve. Returns the exit status: 0 when told to end, 78 when trying again cannot help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+import zmq
+from setproctitle import setproctitle
+
+from lamella_contract import logs, names
+from lamella_contract.config import StageConfig
+from lamella_contract.errors import (
+    DownloadStalled,
+    HubUnreachable,
+    InvalidConfig,
+    ModelError,
+    RateLimited,
+)
+from lamella_worker.channel import ChannelEnd, channel
+from lamella_worker.control import StageControl
+from lamella_worker.downloader import ShardDownloader
+from lamella_worker.engine import TorchDynamicShardInferenceEngine
+from lamella_worker.head import HeadLoop
+from lamella_worker.head_control import HeadControl, new_incarnation
+from lamella_worker.orders import Loaded, Order, Report
+from lamella_worker.pulse import Pulse
+from lamella_worker.restarts import EXIT_PERMANENT
+from lamella_worker.sampling import Sampler
+from lamella_worker.scheduler import Scheduler, SchedulerLimits
+from lamella_worker.server import StageServer
+from lamella_worker.slots import SlotTable
+from lamella_worker.stage import OutLink, StageLoop, StepRunner
+from lamella_worker.telemetry import Telemetry
+from lamella_worker.transport import KeyPair, Network, PullLink
+
+log = logging.getLogger(__name__)
+
+TRANSIENT = (HubUnreachable, DownloadStalled, RateLimited)
+"""Model errors that another try may not meet: the parent starts the stage again."""
+
+
+def run_stage(config: StageConfig, pulse: Pulse) -> int:
+    """Everything that one stage does, from fork to exit."""
+    logs.configure(config.role)
+    pipeline = config.pipeline
+    first, end = pipeline.layer_range(config.stage)
+    setproctitle(
+        names.stage_title(config.stage, pipeline.num_stages, pipeline.name, f"layers {first}-{end}")
+    )
+    if config.cpu is not None:
+        os.sched_setaffinity(0, {config.cpu})
+    torch.set_num_threads(config.threads)
+    telemetry = Telemetry(config.stage, pipeline.num_stages, os.getpid(), (first, end))
+    stop = StopFlag()
+    try:
+        with contextlib.ExitStack() as stack:
+            server = StageServer(config.http_address, telemetry)
+            stack.callback(server.close)
+            network = Network(
+                KeyPair.load(config.key_file),
+                dict(config.peer_keys),
+                credit=pipeline.num_stages + 1,
+            )
+            stack.callback(network.close)
+            serve(config, pulse, telemetry, network, server.port, stop)
+    except TRANSIENT:
+        log.exception("the model could not be read; it will be tried again")
+        return 1
+    except (ModelError, InvalidConfig) as error:
+        telemetry.set_state("failed", ready=False, reason=str(error))
+        log.error(str(error), extra={"kind": error.kind})
+        return EXIT_PERMANENT
+    return 0
+
+
+class StopFlag:
+    """SIGTERM and SIGINT: while loading they end the process, while serving they end the loop."""
+
+    def __init__(self) -> None:
+        self._end: Callable[[], None] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def then(self, end: Callable[[], None]) -> None:
+        """From now on a signal calls `end` instead of leaving at once."""
+        self._end = end
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._end is None:
+            raise SystemExit(0)
+        self._end()
+
+
+def serve(
+    config: StageConfig,
+    pulse: Pulse,
+    telemetry: Telemetry,
+    network: Network,
+    http_port: int,
+    stop: StopFlag,
+) -> None:
+    """Bind, join, load, then run the loop until told to stop."""
+    control_end: ChannelEnd[Order, Report]
+    compute_end: ChannelEnd[Report, Order]
+    control_end, compute_end = channel(network, "orders")
+    data = listen_for_frames(config, network)
+    data_address = data.address if data is not None else "self"
+    control: HeadControl | StageControl
+    if config.is_first:
+        control = HeadControl(
+            config,
+            network,
+            control_end,
+            telemetry,
+            pulse,
+            incarnation=new_incarnation(),
+            data_address=data_address,
+        )
+    else:
+        control = StageControl(
+            config,
+            network,
+            control_end,
+            telemetry,
+            pulse,
+            data_address=data_address,
+            http_port=http_port,
+        )
+    control.start()
+    try:
+        engine = load_engine(config, telemetry)
+        loop = make_loop(config, engine, telemetry, pulse, network, compute_end, data)
+        stop.then(lambda: setattr(loop, "stopping", True))
+        compute_end.put(Loaded())
+        loop.run()
+    finally:
+        control.stop()
+        control.join()
+
+
+def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
+    """The socket that the previous stage pushes to; on stage 0 the last stage's StepDones.
+
+    None for a pipeline of one stage: nothing leaves the process.
+    """
+    stages = config.pipeline.num_stages
+    if stages == 1:
+        return None
+    previous = names.stage_role((config.stage - 1) % stages)
+    socket = network.listen(zmq.PULL, config.data_bind, domain="data", roles=[previous])
+    return PullLink(socket)
+
+
+def load_engine(config: StageConfig, telemetry: Telemetry) -> TorchDynamicShardInferenceEngine:
+    """Read this stage's slice; progress shows in `telemetry` all the while."""
+    began_s = time.monotonic()
+
+    def on_progress(done: int, total: int, read: int) -> None:
+        load = telemetry.load
+        load.bytes_done, load.bytes_total, load.bytes_read = done, total, read
+        elapsed_s = time.monotonic() - began_s
+        load.bytes_per_s = done / elapsed_s if elapsed_s > 0 else 0.0
+
+    engine = TorchDynamicShardInferenceEngine(ShardDownloader(config.cache_dir))
+    engine.load_stage(config, on_progress)
+    telemetry.memory = engine.memory()
+    log.info("slice loaded", extra={"seconds": round(time.monotonic() - began_s, 2)})
+    return engine
+
+
+def make_loop(
+    config: StageConfig,
+    engine: TorchDynamicShardInferenceEngine,
+    telemetry: Telemetry,
+    pulse: Pulse,
+    network: Network,
+    channel_end: ChannelEnd[Report, Order],
+    data: PullLink | None,
+) -> HeadLoop | StageLoop:
+    """The loop that fits this stage's place."""
+    pipeline = config.pipeline
+    config_hash = pipeline.config_hash()
+    runner = StepRunner(
+        engine,
+        SlotTable(pipeline.max_sequences, pipeline.block_size),
+        Sampler() if config.is_last else None,
+        telemetry,
+        pulse,
+    )
+    out = OutLink(network, config_hash, telemetry) if data is not None else None
+    if config.is_first:
+        scheduler = Scheduler(scheduler_limits(config))
+        return HeadLoop(runner, scheduler, out, data, channel_end, telemetry, config_hash)
+    assert out is not None and data is not None
+    return StageLoop(
+        runner, out, data, channel_end, telemetry, config_hash, is_last=config.is_last
+    )
+
+
+def scheduler_limits(config: StageConfig) -> SchedulerLimits:
+    """What the scheduler may hand out, from the pipeline's configuration."""
+    pipeline = config.pipeline
+    return SchedulerLimits(
+        num_blocks=pipeline.num_blocks,
+        block_size=pipeline.block_size,
+        max_sequences=pipeline.max_sequences,
+        max_model_len=pipeline.max_model_len,
+        max_step_tokens=pipeline.max_step_tokens,
+        max_queued_tokens=pipeline.max_queued_tokens,
+        stages=pipeline.num_stages,
+        eos_token_ids=pipeline.eos_token_ids,
+    )

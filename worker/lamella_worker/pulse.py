@@ -1,0 +1,47 @@
+"""A few bytes that a stage's process and the parent that forked it share: signs of life.
+
+Knows no sockets. The child writes, the parent reads, and a child that is stopped or wedged is
+found without its help. Times are `time.monotonic_ns()`, which all processes of a host share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+
+_FIELDS = struct.Struct("<qq")
+_BEAT, _BUSY = 0, 8
+
+
+class Pulse:
+    """Shared by fork: create it before, use it on both sides after."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self.reset()
+
+    def reset(self) -> None:
+        """Parent, before a fork: the new child starts with a fresh sign of life."""
+        self._memory[: _FIELDS.size] = _FIELDS.pack(time.monotonic_ns(), 0)
+
+    def beat(self) -> None:
+        """Child's control thread: still scheduled."""
+        self._write(_BEAT, time.monotonic_ns())
+
+    def busy(self) -> None:
+        """Child's compute thread: a step begins."""
+        self._write(_BUSY, time.monotonic_ns())
+
+    def idle(self) -> None:
+        """Child's compute thread: the step is done."""
+        self._write(_BUSY, 0)
+
+    def silence_s(self) -> float:
+        """Parent: seconds since the last sign of progress, however it stopped."""
+        beat, busy_since = _FIELDS.unpack_from(self._memory)
+        oldest = min(beat, busy_since) if busy_since else beat
+        return float(time.monotonic_ns() - oldest) / 1e9
+
+    def _write(self, at: int, value: int) -> None:
+        struct.pack_into("<q", self._memory, at, value)

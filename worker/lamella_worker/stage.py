@@ -1,0 +1,270 @@
+"""The compute thread of every stage but the first: receive a step, check it, compute it, send it.
+
+Knows no scheduler and no clients. What a step means is decided by stage 0 and written in its
+header; this loop checks that the frame belongs to the present epoch and is the next of its link,
+applies frees and adoptions, runs the engine and passes the result on, a failed step too, so that
+order is never lost. `StepRunner` is the part that stage 0 shares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import zmq
+
+from lamella_contract.errors import LamellaError, WireError
+from lamella_contract.wire import (
+    Envelope,
+    Expected,
+    Kind,
+    RowResult,
+    StageTime,
+    StepDone,
+    StepHeader,
+    Verdict,
+    check_envelope,
+    decode_step,
+    encode_step,
+    encode_step_done,
+)
+from lamella_worker.batch import Bundle, StepBatch
+from lamella_worker.channel import ChannelEnd
+from lamella_worker.engine import TorchDynamicShardInferenceEngine
+from lamella_worker.orders import Broken, Linked, Order, Relink, Report
+from lamella_worker.pulse import Pulse
+from lamella_worker.sampling import FAILED_ROW, Sampler
+from lamella_worker.slots import SlotTable
+from lamella_worker.telemetry import Telemetry
+from lamella_worker.tensors import pack_bundle, unpack_bundle
+from lamella_worker.transport import Network, PullLink, PushLink
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""The longest wait without looking whether the process was told to stop."""
+
+LINK_TIMEOUT_S = 3.0
+"""A next stage that does not answer by then is not linked; the ring tries again."""
+
+
+class StepRunner:
+    """What every stage does with one step: its tables, its engine, and on the last its sampler."""
+
+    def __init__(
+        self,
+        engine: TorchDynamicShardInferenceEngine,
+        slots: SlotTable,
+        sampler: Sampler | None,
+        telemetry: Telemetry,
+        pulse: Pulse,
+    ) -> None:
+        self._engine = engine
+        self._slots = slots
+        self._sampler = sampler
+        self._telemetry = telemetry
+        self._pulse = pulse
+        self._idle_since_ns = time.monotonic_ns()
+
+    def reset(self) -> None:
+        """A new epoch: every sequence is forgotten; weights and pages stay."""
+        self._slots.reset()
+        self._engine.reset()
+        if self._sampler is not None:
+            self._sampler.reset()
+
+    def run(
+        self, header: StepHeader, inputs: Bundle
+    ) -> tuple[Bundle, tuple[RowResult, ...], StageTime, str]:
+        """Compute one step: (bundle for the next stage, rows if this is the last, time, failure).
+
+        WireError when the header contradicts this stage's tables: the frame is not to be trusted.
+        """
+        began_ns = time.monotonic_ns()
+        idle_ns = began_ns - self._idle_since_ns
+        self._pulse.busy()
+        try:
+            bundle, rows, failed = self._compute(header, inputs)
+        finally:
+            self._pulse.idle()
+            self._idle_since_ns = time.monotonic_ns()
+        spent = StageTime(self._idle_since_ns - began_ns, idle_ns)
+        counters = self._telemetry.counters
+        counters.steps += 1
+        counters.compute_ns += spent.compute_ns
+        counters.idle_ns += spent.idle_ns
+        counters.steps_failed += bool(failed) and not header.failed
+        return bundle, rows, spent, failed
+
+    def _compute(
+        self, header: StepHeader, inputs: Bundle
+    ) -> tuple[Bundle, tuple[RowResult, ...], str]:
+        segments = self._slots.apply(header)
+        for free in header.frees:
+            self._engine.release(free.slot)
+        if self._sampler is not None:
+            for free in header.frees:
+                self._sampler.free(free)
+            for adopt in header.adopts:
+                self._sampler.adopt(adopt)
+        if header.failed or not segments:
+            return {}, (), header.failed
+        batch = StepBatch(segments, self._slots.block_size)
+        self._telemetry.counters.rows += batch.tokens
+        try:
+            outputs = self._engine.step(batch, inputs)
+            rows = self._sample(header, batch, outputs) if self._sampler is not None else ()
+        except WireError:
+            raise
+        except LamellaError as error:
+            log.error("a step could not be computed", extra={"error": str(error)})
+            return {}, (), f"{error.kind}: {error}"
+        except Exception as error:  # the edge of one step: only its requests may suffer
+            log.exception("a step failed", extra={"step": header.step})
+            return {}, (), f"engine: {type(error).__name__}: {error}"
+        return ({} if self._sampler is not None else outputs), rows, ""
+
+    def _sample(
+        self, header: StepHeader, batch: StepBatch, outputs: Bundle
+    ) -> tuple[RowResult, ...]:
+        assert self._sampler is not None
+        sampled = [s for s in header.segments if s.sample]
+        slots = np.array([s.slot for s in sampled], np.int64)
+        positions = np.array([s.start + s.count for s in sampled], np.int64)
+        ids = self._sampler.sample_rows(outputs["logits"], slots, positions)
+        return tuple(
+            RowResult(s.slot, s.generation, s.start + s.count, () if i == FAILED_ROW else (i,))
+            for s, i in zip(sampled, ids.tolist(), strict=True)
+        )
+
+
+class OutLink:
+    """The link to the next stage: dialled anew at each epoch, frames numbered from 0."""
+
+    def __init__(self, network: Network, config_hash: bytes, telemetry: Telemetry) -> None:
+        self._network = network
+        self._hash = config_hash
+        self._telemetry = telemetry
+        self._link: PushLink | None = None
+        self._envelope = Envelope(Kind.STEP, config_hash, bytes(16), 0, 0)
+
+    def dial(self, order: Relink) -> bool:
+        """Drop the old link, make the new one; False if the next stage does not answer."""
+        if self._link is not None:
+            self._network.forget(self._link.socket)
+        socket = self._network.dial(zmq.PUSH, order.next_address, role=order.next_role)
+        self._link = PushLink(socket)
+        self._envelope = Envelope(Kind.STEP, self._hash, order.incarnation, order.epoch, 0)
+        return self._link.wait_connected(LINK_TIMEOUT_S)
+
+    def send_step(self, header: StepHeader, tensors: Sequence[memoryview]) -> bool:
+        """Pass a step on; False when the next stage takes nothing."""
+        return self._send(encode_step(self._numbered(), header), tensors)
+
+    def send_done(self, done: StepDone) -> bool:
+        """Last stage: report a finished step to stage 0."""
+        return self._send(encode_step_done(self._numbered(), done), ())
+
+    def _numbered(self) -> Envelope:
+        """The next frame's envelope: sequences count from 0 in each epoch."""
+        envelope = self._envelope
+        self._envelope = dataclasses.replace(envelope, sequence=envelope.sequence + 1)
+        return envelope
+
+    def _send(self, head: bytes, tensors: Sequence[memoryview]) -> bool:
+        assert self._link is not None  # nothing is computed before the first Relink
+        sent = self._link.send(head, tensors)
+        self._telemetry.counters.frames_lost += not sent
+        return sent
+
+
+class StageLoop:
+    """Runs until `stopping` is set."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        out: OutLink,
+        data: PullLink,
+        channel: ChannelEnd[Report, Order],
+        telemetry: Telemetry,
+        config_hash: bytes,
+        *,
+        is_last: bool,
+    ) -> None:
+        self._runner = runner
+        self._out = out
+        self._data = data
+        self._channel = channel
+        self._telemetry = telemetry
+        self._expected = Expected(config_hash, bytes(16), 0)
+        self._is_last = is_last
+        self._broken = True  # until the first Relink no frame can be trusted
+        self.stopping = False
+
+    def run(self) -> None:
+        """Serve steps; every wait is bounded, so `stopping` is seen within POLL_S."""
+        poller = zmq.Poller()
+        poller.register(self._data.socket, zmq.POLLIN)
+        poller.register(self._channel.socket, zmq.POLLIN)
+        while not self.stopping:
+            poller.poll(int(POLL_S * 1000))
+            for order in self._channel.drain():
+                if isinstance(order, Relink):
+                    self._relink(order)
+            while not self.stopping and (parts := self._data.receive()) is not None:
+                self._take(parts)
+
+    def _relink(self, order: Relink) -> None:
+        self._runner.reset()
+        self._expected = Expected(self._expected.config_hash, order.incarnation, order.epoch)
+        self._broken = False
+        self._telemetry.counters.resyncs += 1
+        if self._out.dial(order):
+            self._channel.put(Linked(order.epoch))
+        else:
+            log.warning("the next stage does not answer", extra={"role": order.next_role})
+
+    def _take(self, parts: Sequence[memoryview]) -> None:
+        try:
+            envelope, header = decode_step(parts[0])
+            verdict = check_envelope(envelope, self._expected)
+            if verdict is not Verdict.ACCEPT or self._broken:
+                self._drop(verdict)
+                return
+            self._expected = self._expected.after(envelope)
+            self._step(header, parts[1:])
+        except WireError as error:
+            self._telemetry.counters.frames_refused += 1
+            self._break(str(error))
+
+    def _drop(self, verdict: Verdict) -> None:
+        counters = self._telemetry.counters
+        if verdict is Verdict.FOREIGN:
+            counters.frames_refused += 1
+        else:
+            counters.frames_stale += 1
+        if verdict is Verdict.GAP:
+            self._break("a frame is missing")
+
+    def _break(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = True
+            log.warning("the link is broken", extra={"reason": reason})
+            self._channel.put(Broken(self._expected.epoch, reason))
+
+    def _step(self, header: StepHeader, parts: Sequence[memoryview]) -> None:
+        inputs = {} if header.failed else unpack_bundle(header.tensors, parts)
+        bundle, rows, spent, failed = self._runner.run(header, inputs)
+        trace = (*header.trace, spent)
+        if self._is_last:
+            sent = self._out.send_done(StepDone(header.step, rows, trace, failed))
+        else:
+            tensors, views = pack_bundle(bundle)
+            onward = dataclasses.replace(header, tensors=tensors, trace=trace, failed=failed)
+            sent = self._out.send_step(onward, views)
+        if not sent:
+            self._break("the next stage takes no frame")

@@ -1,0 +1,127 @@
+"""What one stage says of itself: the numbers behind /status, /metrics and /readyz.
+
+Knows no HTTP and no sockets. Counters are plain attributes, each written by one thread and read by
+any (CPython makes such reads and writes whole), so the hot path pays an addition and no lock.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from typing import Any
+
+from lamella_contract.wire import StageTime
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """Bytes of this stage's slice: how many are needed, how many have been read."""
+
+    bytes_total: int = 0
+    bytes_done: int = 0
+    bytes_read: int = 0
+    bytes_per_s: float = 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at the present speed; None while there is no speed."""
+        if self.bytes_per_s <= 0:
+            return None
+        return max(0, self.bytes_total - self.bytes_done) / self.bytes_per_s
+
+    @property
+    def read_ratio(self) -> float:
+        """Bytes read for each byte needed: 1.0 is exact."""
+        return self.bytes_read / self.bytes_total if self.bytes_total else 0.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since this process started."""
+
+    steps: int = 0
+    rows: int = 0
+    compute_ns: int = 0
+    idle_ns: int = 0
+    frames_stale: int = 0
+    frames_refused: int = 0
+    frames_lost: int = 0
+    steps_failed: int = 0
+    resyncs: int = 0
+    tokens: int = 0  # stage 0 only: new tokens handed to gateways
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """One stage's state. `state` is loading, joining, ready, serving or failed."""
+
+    stage: int
+    stages: int
+    pid: int
+    layers: tuple[int, int]
+    state: str = "loading"
+    ready: bool = False
+    reason: str = "the slice is being loaded"
+    epoch: int = 0
+    load: LoadProgress = field(default_factory=LoadProgress)
+    counters: Counters = field(default_factory=Counters)
+    memory: dict[str, int] = field(default_factory=dict)
+    ring_compute_ns: list[int] = field(default_factory=list)  # stage 0: per stage, from traces
+    ring_idle_ns: list[int] = field(default_factory=list)
+    ring_steps: int = 0
+    scheduler: dict[str, int] = field(default_factory=dict)
+    oldest_step_sent_s: float = 0.0  # monotonic; 0 when no step is in flight
+    predicted_step_s: float = 0.0
+
+    def set_state(self, state: str, *, ready: bool, reason: str = "") -> None:
+        """Publish where this stage stands."""
+        self.state, self.ready, self.reason = state, ready, reason
+
+    def add_trace(self, trace: tuple[StageTime, ...]) -> None:
+        """Stage 0: add one finished step's times, one entry per stage."""
+        if len(self.ring_compute_ns) != len(trace):
+            self.ring_compute_ns = [0] * len(trace)
+            self.ring_idle_ns = [0] * len(trace)
+        for stage, time in enumerate(trace):
+            self.ring_compute_ns[stage] += time.compute_ns
+            self.ring_idle_ns[stage] += time.idle_ns
+        self.ring_steps += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """The document of /status."""
+        load, counters = self.load, self.counters
+        return {
+            "stage": self.stage,
+            "stages": self.stages,
+            "layers": list(self.layers),
+            "pid": self.pid,
+            "state": self.state,
+            "ready": self.ready,
+            "reason": self.reason,
+            "error": self.reason if self.state == "failed" else "",
+            "epoch": self.epoch,
+            "bytes_total": load.bytes_total,
+            "bytes_done": load.bytes_done,
+            "bytes_read": load.bytes_read,
+            "bytes_per_s": load.bytes_per_s,
+            "eta_s": load.eta_s,
+            "read_ratio": load.read_ratio,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "memory": self.memory,
+            "steps": counters.steps,
+            "rows": counters.rows,
+            "compute_ns": counters.compute_ns,
+            "idle_ns": counters.idle_ns,
+            "steps_failed": counters.steps_failed,
+            "frames_stale": counters.frames_stale,
+            "frames_refused": counters.frames_refused,
+            "frames_lost": counters.frames_lost,
+            "resyncs": counters.resyncs,
+            "tokens": counters.tokens,
+            "ring": {
+                "steps": self.ring_steps,
+                "compute_ns": self.ring_compute_ns,
+                "idle_ns": self.ring_idle_ns,
+            },
+            "scheduler": self.scheduler,
+        }
