@@ -223,11 +223,14 @@ def _model(fields: Fields, name: str) -> ModelSource:
     secret = fields.child("tokenSecretRef", _SECRET)
     if secret is not None and uri.scheme != HF:
         raise InvalidSpec(secret.path, secret.get("name"), "none: only hf:// takes a token")
+    token_secret = None
+    if secret is not None:
+        token_secret = SecretKey(_label_name(secret, "name", None), secret.text("key"))
     return ModelSource(
         uri=str(uri),
         revision=revision or uri.revision or None,
         served_name=fields.text("servedName", name, want="the name that clients ask for"),
-        token_secret=secret and SecretKey(_label_name(secret, "name", None), secret.text("key")),
+        token_secret=token_secret,
     )
 
 
@@ -235,10 +238,11 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
     if fields is None:
         return PipelineSpec()
     stages = fields.count("stages", 1, MAX_STAGES)
-    split = fields.items("split")
-    if split is not None:
+    counts = fields.items("split")
+    split = None
+    if counts is not None:
         where = fields.at("split")
-        split = [whole(count, f"{where}[{i}]", 1) for i, count in enumerate(split)]
+        split = tuple(whole(count, f"{where}[{i}]", 1) for i, count in enumerate(counts))
         stages = _same_length(stages, len(split), where, "counts")
     each = fields.items("stageSpecs") or []
     where = fields.at("stageSpecs")
@@ -255,7 +259,7 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
     dtype = fields.get("dtype")
     if dtype is not None and dtype not in names.DTYPES:
         raise InvalidSpec(fields.at("dtype"), dtype, f"one of {', '.join(names.DTYPES)}")
-    return PipelineSpec(stages, stage_memory, split and tuple(split), dtype, stage_specs)
+    return PipelineSpec(stages, stage_memory, split, dtype, stage_specs)
 
 
 def _same_length(stages: int | None, length: int, path: str, what: str) -> int:

@@ -37,7 +37,7 @@ def quantity(value: object, path: str = "quantity") -> int:
     if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
         if not suffix[1:].lstrip("+").isdigit():
             raise InvalidSpec(path, value, _WANT)
-        factor = 10 ** int(suffix[1:])
+        factor: int = 10 ** int(suffix[1:])
     elif suffix in _FACTORS:
         factor = _FACTORS[suffix]
     else:
