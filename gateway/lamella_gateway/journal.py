@@ -1,0 +1,205 @@
+"""Every live request: what was asked, what was answered, by which attempt, on which replica.
+
+Pure: knows ids, positions and times that it is given; no sockets, no text, no clock. It outlives
+any stage: from an entry alone a request can be submitted again, and the client sees each token
+once. The rules:
+
+1. Only the current attempt's events are taken, and only at the next position. What overlaps is
+   cut, what was seen is dropped, what leaves a gap makes the journal ask for a replay. The last
+   token takes the request out of the journal.
+2. A replica that was lost gives its requests back; they go out again as the next attempt with all
+   ids known. An answer that was whole but for its end is ended here.
+3. A request without news for too long ends with an error; one silent for a while asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
+
+REPLAY_AGAIN_S = 0.5  # a replay that was asked for and did not come is asked for again
+SILENCE_S = 5.0  # a running request without news for this long asks for a replay
+IDLE_RESUBMIT_S = 2.0  # its replica has nothing to do: it never got the request
+
+
+@dataclass(slots=True)
+class Entry:
+    """One live request. ``replica`` None: not submitted now. Times are seconds of one clock."""
+
+    request_id: bytes
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    last_news_s: float
+    emitted: list[int] = field(default_factory=list)
+    attempt: int = 0  # the first submission is attempt 1
+    replica: int | None = None
+    asked_s: float = float("-inf")  # when a replay was last asked for
+
+    def owed_tokens(self) -> int:
+        """Tokens that a replica computes for this request at most, from where it is now."""
+        return len(self.prompt_ids) + self.sampling.max_tokens - len(self.emitted)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What an event brought for the client: ids not seen before, and the end if it is one.
+
+    ``finish`` is "" or one of the wire's finishes; ``error`` texts belong to finish "error".
+    """
+
+    entry: Entry
+    ids: tuple[int, ...]
+    finish: str = ""
+    error: str = ""
+    error_kind: str = ""
+    retry_after_s: float = 0.0
+
+
+class Journal:
+    """The live requests of one gateway."""
+
+    def __init__(self, eos_token_ids: Iterable[int] = ()) -> None:
+        self._entries: dict[bytes, Entry] = {}
+        self._owed: dict[int, int] = {}  # replica -> tokens that it still owes
+        self._eos = frozenset(eos_token_ids)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def get(self, request_id: bytes) -> Entry | None:
+        return self._entries.get(request_id)
+
+    def owed(self, replica: int) -> int:
+        """Tokens that ``replica`` still has to compute for this gateway, at most."""
+        return self._owed.get(replica, 0)
+
+    def pending(self) -> list[Entry]:
+        """Entries that no replica has, oldest first."""
+        return [entry for entry in self._entries.values() if entry.replica is None]
+
+    def add(
+        self, request_id: bytes, prompt_ids: tuple[int, ...], sampling: Sampling, now_s: float
+    ) -> Entry:
+        assert request_id not in self._entries
+        entry = Entry(request_id, prompt_ids, sampling, now_s)
+        self._entries[request_id] = entry
+        return entry
+
+    def submit(self, entry: Entry, replica: int) -> Submit:
+        """Give ``entry`` to ``replica`` as its next attempt, with all ids known."""
+        assert entry.replica is None
+        entry.attempt += 1
+        entry.replica = replica
+        entry.asked_s = float("-inf")
+        self._owe(replica, entry.owed_tokens())
+        return Submit(
+            request_id=entry.request_id,
+            attempt=entry.attempt,
+            prompt_len=len(entry.prompt_ids),
+            ids=(*entry.prompt_ids, *entry.emitted),
+            sampling=entry.sampling,
+        )
+
+    def release(self, entry: Entry) -> None:
+        """Take ``entry`` back from its replica; it is pending again."""
+        if entry.replica is not None:
+            self._owe(entry.replica, -entry.owed_tokens())
+            entry.replica = None
+
+    def remove(self, request_id: bytes) -> Cancel | None:
+        """Forget a request; what to tell its replica if that still works on it."""
+        entry = self._entries.pop(request_id, None)
+        if entry is None or entry.replica is None:
+            return None
+        self._owe(entry.replica, -entry.owed_tokens())
+        return Cancel(request_id, entry.attempt)
+
+    def take(self, replica: int, event: TokenEvent, now_s: float) -> News | Replay | None:
+        """Rule 1. None: nothing new (another attempt's, seen before, or a replay is under way)."""
+        entry = self._entries.get(event.request_id)
+        if entry is None or entry.replica != replica or entry.attempt != event.attempt:
+            return None
+        have = len(entry.emitted)
+        if event.finish == "error" or event.finish == "cancelled":
+            entry.last_news_s = now_s
+            return News(entry, (), event.finish, event.error, event.error_kind, event.retry_after_s)
+        if event.position > have:
+            return self._ask(entry, now_s, REPLAY_AGAIN_S)
+        ids = event.ids[have - event.position :]
+        if not ids and (not event.finish or event.position + len(event.ids) < have):
+            return None
+        entry.emitted += ids
+        entry.last_news_s = now_s
+        entry.asked_s = float("-inf")
+        self._owe(replica, -len(ids))
+        if event.finish:
+            self.remove(entry.request_id)
+        return News(entry, ids, event.finish)
+
+    def lost(self, replica: int) -> list[News]:
+        """Rule 2: ``replica`` forgot everything. Ends of answers that need no more tokens."""
+        ended = []
+        for entry in list(self._entries.values()):
+            if entry.replica == replica:
+                self.release(entry)
+                finish = self._finish_of(entry)
+                if finish:
+                    self.remove(entry.request_id)
+                    ended.append(News(entry, (), finish))
+        return ended
+
+    def overdue(self, now_s: float, deadline_s: float) -> list[Entry]:
+        """Rule 3: entries without news for longer than ``deadline_s``."""
+        return [e for e in self._entries.values() if now_s - e.last_news_s > deadline_s]
+
+    def ask_again(self, now_s: float, idle: Mapping[int, bool]) -> list[tuple[int, Replay]]:
+        """Rule 3: replays to send; ``idle`` says of each ready replica if it has nothing to do.
+
+        An entry whose replica is idle was never received there (or its end was lost with the
+        entry): it is released, so that it goes out again.
+        """
+        replays = []
+        for entry in self._entries.values():
+            if entry.replica is None or entry.replica not in idle:
+                continue
+            silent_s = now_s - entry.last_news_s
+            if idle[entry.replica] and silent_s > IDLE_RESUBMIT_S:
+                self.release(entry)
+            elif silent_s > SILENCE_S:
+                replay = self._ask(entry, now_s, SILENCE_S)
+                if replay is not None:
+                    replays.append((entry.replica, replay))
+        return replays
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the counters do not add up."""
+        owed: dict[int, int] = {}
+        for entry in self._entries.values():
+            if entry.replica is not None:
+                owed[entry.replica] = owed.get(entry.replica, 0) + entry.owed_tokens()
+        assert owed == {replica: n for replica, n in self._owed.items() if n}, (owed, self._owed)
+
+    def _ask(self, entry: Entry, now_s: float, again_s: float) -> Replay | None:
+        if now_s - entry.asked_s < again_s:
+            return None
+        entry.asked_s = now_s
+        return Replay(entry.request_id, entry.attempt, len(entry.emitted))
+
+    def _finish_of(self, entry: Entry) -> str:
+        """How an answer that needs no more tokens ended; "" when it needs more."""
+        sampling = entry.sampling
+        if entry.emitted:
+            last = entry.emitted[-1]
+            if last in sampling.stop_token_ids:
+                return "stop"
+            if last in self._eos and not sampling.ignore_eos:
+                return "stop"
+        return "length" if len(entry.emitted) >= sampling.max_tokens else ""
+
+    def _owe(self, replica: int, tokens: int) -> None:
+        self._owed[replica] = self._owed.get(replica, 0) + tokens

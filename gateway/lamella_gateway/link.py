@@ -1,0 +1,254 @@
+"""The socket to one replica's stage 0: requests go down, token events and its state come up.
+
+Knows ZeroMQ, the envelope and nothing of HTTP, text or journals: the dispatcher gets messages and
+two facts, "something was lost" and "something changed". One DEALER per replica, named by this
+gateway's role, dials the ROUTER of stage 0 with CURVE: we know stage 0's public key, and its
+allow-list (ZAP) knows ours. The socket is driven by the event loop's file readers, not by a
+future per message: a token costs no task here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from lamella_contract.errors import WireError
+from lamella_contract.wire import (
+    NO_INCARNATION,
+    Envelope,
+    Events,
+    GatewayMessage,
+    Hello,
+    Kind,
+    Message,
+    PipelineStatus,
+    Reject,
+    decode,
+    encode_gateway,
+)
+
+HELLO_EVERY_S = 1.0  # also our heartbeat: stage 0 frees the requests of a gateway that died
+STATUS_FRESH_S = 1.0  # a status older than this says nothing any more
+# Submits wait in the socket for at most as long as TCP is slow; IMMEDIATE keeps them from waiting
+# for a peer that is not there.
+SEND_HIGH_WATER = 65_536
+RECEIVE_HIGH_WATER = 65_536
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
+HANDSHAKE_MS = 2_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkKeys:
+    """CURVE keys in z85: this gateway's pair and stage 0's public key."""
+
+    public: bytes
+    secret: bytes
+    server: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkNews:
+    """What a link tells the dispatcher; each is called on the event loop."""
+
+    events: Callable[[int, Events], None]
+    lost: Callable[[int, str], None]  # replica and why: what was submitted there is gone
+    status: Callable[[int], None]  # a status came, or the link came or went
+
+
+class Link:
+    """One replica's stage 0, as this gateway sees it."""
+
+    def __init__(
+        self,
+        index: int,
+        address: str,
+        *,
+        role: str,
+        config_hash: bytes,
+        keys: LinkKeys,
+        news: LinkNews,
+        context: zmq.Context[zmq.Socket[bytes]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.index = index
+        self.address = address
+        self.connected = False
+        self.status: PipelineStatus | None = None
+        self.frames_refused = 0
+        self._status_s = float("-inf")
+        self._problem = ""
+        self._config_hash = config_hash
+        self._incarnation = NO_INCARNATION
+        self._epoch = 0
+        self._sequence = 0
+        self._hello = Hello(role, os.getpid())
+        self._hello_s = float("-inf")
+        self._news = news
+        self._loop = loop
+        self._read_soon = False
+        self._socket = _dealer(context, role, keys)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        loop.add_reader(_option(self._socket, zmq.FD), self._readable)
+        loop.add_reader(_option(self._monitor, zmq.FD), self._monitored)
+        self._socket.connect(address)
+        loop.call_soon(self._monitored)
+
+    def ready(self, now_s: float) -> bool:
+        """Whether a request submitted now would be served."""
+        return (
+            self.connected
+            and self.status is not None
+            and self.status.ready
+            and now_s - self._status_s <= STATUS_FRESH_S
+        )
+
+    def reason(self, now_s: float) -> str:
+        """Why it is not ready; "" when it is."""
+        if not self.connected:
+            return self._problem or f"no connection to stage 0 at {self.address}"
+        if self.status is None:
+            return self._problem or "stage 0 has not said how it is"
+        if now_s - self._status_s > STATUS_FRESH_S:
+            return f"stage 0 has been silent for {now_s - self._status_s:.1f} s"
+        return "" if self.status.ready else (self.status.reason or "the pipeline is not ready")
+
+    def idle(self) -> bool:
+        """Whether stage 0 says that it has no request at all."""
+        return self.status is not None and self.status.running == self.status.waiting == 0
+
+    def send(self, message: GatewayMessage) -> bool:
+        """False when there is no connection to take it."""
+        envelope = Envelope(
+            Kind.HELLO, self._config_hash, self._incarnation, self._epoch, self._sequence
+        )
+        try:
+            self._socket.send(encode_gateway(envelope, message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._sequence += 1
+        # sending may consume the edge that would have told us of something to read
+        self._schedule_read()
+        return True
+
+    def beat(self, now_s: float) -> None:
+        """Say hello if it is time to."""
+        if self.connected and now_s - self._hello_s >= HELLO_EVERY_S:
+            self._hello_s = now_s
+            self.send(self._hello)
+
+    def close(self, linger_ms: int = 200) -> None:
+        """Hang up; what was sent gets ``linger_ms`` to leave."""
+        self._loop.remove_reader(_option(self._socket, zmq.FD))
+        self._loop.remove_reader(_option(self._monitor, zmq.FD))
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=linger_ms)
+
+    def _schedule_read(self) -> None:
+        if not self._read_soon:
+            self._read_soon = True
+            self._loop.call_soon(self._readable)
+
+    def _readable(self) -> None:
+        # The descriptor is edge-triggered: read until there is nothing, or be woken no more.
+        self._read_soon = False
+        while not self._socket.closed:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if not frame:
+                continue  # an envelope's delimiter, should stage 0 send one
+            try:
+                self._receive(*decode(frame))
+            except WireError as reason:
+                self.frames_refused += 1
+                self._problem = f"stage 0 sent what is no frame of this version: {reason}"
+                _log.warning("a frame was refused", extra={"why": str(reason)})
+
+    def _receive(self, envelope: Envelope, message: Message) -> None:
+        if isinstance(message, Reject):
+            self._refused(f"stage 0 refuses this gateway: {message.reason}")
+            return
+        if envelope.config_hash != self._config_hash:
+            self._refused("stage 0 was started with another configuration")
+            return
+        self._follow(envelope)
+        if isinstance(message, Events):
+            self._news.events(self.index, message)
+        elif isinstance(message, PipelineStatus):
+            self._problem = ""
+            self.status = message
+            self._status_s = self._loop.time()
+            self._news.status(self.index)
+
+    def _follow(self, envelope: Envelope) -> None:
+        """A new incarnation of stage 0 has forgotten every request."""
+        old = self._incarnation
+        if envelope.incarnation != old and envelope.incarnation != NO_INCARNATION:
+            self._incarnation = envelope.incarnation
+            self._epoch = envelope.epoch
+            if old != NO_INCARNATION:
+                self.status = None
+                self._news.lost(self.index, "stage 0 was started anew")
+        self._epoch = max(self._epoch, envelope.epoch)
+
+    def _refused(self, problem: str) -> None:
+        self.frames_refused += 1
+        if problem != self._problem:
+            _log.error("a replica is of no use", extra={"address": self.address, "why": problem})
+        self._problem = problem
+        self.status = None
+        self._news.status(self.index)
+
+    def _monitored(self) -> None:
+        while not self._socket.closed and _option(self._monitor, zmq.EVENTS) & zmq.POLLIN:
+            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.connected = True
+                self._problem = ""
+                self._hello_s = float("-inf")
+                self.beat(self._loop.time())
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._problem = "stage 0 does not accept this gateway's key"
+            elif self.connected:
+                self.connected = False
+                self.status = None
+                self._news.lost(self.index, "the connection to stage 0 was lost")
+            self._news.status(self.index)
+
+
+def _dealer(
+    context: zmq.Context[zmq.Socket[bytes]], role: str, keys: LinkKeys
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, role.encode())
+    socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # a request for a peer that is not there is not queued
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    return socket
+
+
+def _option(socket: zmq.Socket[bytes], option: int) -> int:
+    value = socket.getsockopt(option)
+    assert isinstance(value, int)
+    return value
