@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from lamella_contract.config import PipelineConfig, StageConfig
 
 # The child writes a line when it starts, then does what its behaviour says. Waiting is reading

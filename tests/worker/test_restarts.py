@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from lamella_worker.restarts import EXIT_PERMANENT, LONGEST_DELAY_S, STABLE_AFTER_S, Restarts
 
 

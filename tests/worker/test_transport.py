@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+
 from lamella_contract.errors import InvalidConfig
 from lamella_worker.transport import (
     MAX_PART_BYTES,

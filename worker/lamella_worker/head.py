@@ -16,10 +16,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import zmq
+from numpy.typing import NDArray
 
 from lamella_contract.errors import Overloaded, RequestError, WireError
 from lamella_contract.wire import (
@@ -50,8 +52,9 @@ from lamella_worker.orders import (
     Report,
     ToGateway,
 )
+from lamella_worker.requests import OwnedEvent
 from lamella_worker.ring import Pause, Probe, Serve
-from lamella_worker.scheduler import OwnedEvent, Scheduler
+from lamella_worker.scheduler import Scheduler
 from lamella_worker.stage import POLL_S, OutLink, StepRunner
 from lamella_worker.telemetry import Telemetry
 from lamella_worker.tensors import pack_bundle
@@ -61,7 +64,22 @@ log = logging.getLogger(__name__)
 
 PROBE_STEP = (1 << 64) - 2
 """Step numbers that no scheduler reaches: the probe, and the step that frees its slot."""
-PROBE_GENERATION = (1 << 32) - 1
+PROBE_GENERATION = 1
+
+UNKNOWN_STEP_S = 15.0
+"""Taken as a step's predicted time while the cost model knows nothing: first steps touch memory,
+fill caches and choose kernels, and must not look overdue."""
+
+STATS_EVERY_S = 0.05
+"""Seconds between two looks at the scheduler's counts while steps follow one another."""
+
+
+class InFlight(NamedTuple):
+    """A step that was sent and has not come back."""
+
+    step: int
+    sent_s: float  # monotonic
+    predicted_s: float
 
 
 class HeadLoop:
@@ -76,8 +94,11 @@ class HeadLoop:
         channel: ChannelEnd[Report, Order],
         telemetry: Telemetry,
         config_hash: bytes,
+        *,
+        probe_slot: int,
     ) -> None:
         self._runner = runner
+        self._probe_slot = probe_slot
         self._scheduler = scheduler
         self._out = out
         self._done = done
@@ -86,7 +107,8 @@ class HeadLoop:
         self._expected = Expected(config_hash, bytes(16), 0)
         self._serving = False
         self._broken = True
-        self._in_flight: deque[tuple[int, float]] = deque()  # (step, monotonic s when sent)
+        self._in_flight: deque[InFlight] = deque()
+        self._published_s = 0.0
         self.stopping = False
 
     def run(self) -> None:
@@ -103,7 +125,7 @@ class HeadLoop:
             while self._done is not None and (parts := self._done.receive()) is not None:
                 self._take(parts)
             worked = self._serving and self._schedule()
-            self._publish()
+            self._publish(worked)
 
     def _obey(self, order: Order) -> None:
         match order:
@@ -157,29 +179,31 @@ class HeadLoop:
 
     def _probe(self) -> None:
         greedy = Sampling(temperature=0.0, max_tokens=1)
+        slot = self._probe_slot
         header = StepHeader(
             PROBE_STEP,
-            adopts=(Adopt(0, PROBE_GENERATION, 1, (0,), greedy),),
-            segments=(SegmentHeader(0, PROBE_GENERATION, 0, 1, True, (0,)),),
+            adopts=(Adopt(slot, PROBE_GENERATION, 1, (0,), greedy),),
+            segments=(SegmentHeader(slot, PROBE_GENERATION, 0, 1, True, (0,)),),
         )
-        self._run(header, np.zeros(1, np.int32))
+        self._run(header, np.zeros(1, np.int32), UNKNOWN_STEP_S)
 
     def _schedule(self) -> bool:
         """One step, if there is one to be made; True when there was."""
         scheduled = self._scheduler.next_step(time.monotonic())
         if scheduled is None:
             return False
-        self._run(scheduled.header, scheduled.token_ids)
+        predicted_s = scheduled.predicted_s or UNKNOWN_STEP_S
+        self._run(scheduled.header, scheduled.token_ids, predicted_s)
         return True
 
-    def _run(self, header: StepHeader, token_ids: np.ndarray) -> None:
+    def _run(self, header: StepHeader, token_ids: NDArray[np.int32], predicted_s: float) -> None:
         inputs = {"token_ids": torch.from_numpy(token_ids.astype(np.int64))}
         try:
             bundle, rows, spent, failed = self._runner.run(header, inputs)
         except WireError as error:  # our own tables disagree: start the epoch anew
             self._break(f"stage 0: {error}")
             return
-        self._in_flight.append((header.step, time.monotonic()))
+        self._in_flight.append(InFlight(header.step, time.monotonic(), predicted_s))
         if self._out is None:
             self._finish(StepDone(header.step, rows, (spent,), failed))
             return
@@ -207,25 +231,25 @@ class HeadLoop:
             self._break("a StepDone is missing")
 
     def _finish(self, done: StepDone) -> None:
-        if not self._in_flight or self._in_flight[0][0] != done.step:
+        if not self._in_flight or self._in_flight[0].step != done.step:
             self._break(f"step {done.step} is done out of order")
             return
-        _, sent_s = self._in_flight.popleft()
+        self._in_flight.popleft()
         if done.step >= PROBE_STEP:
             self._probe_done(done)
             return
-        now_s = time.monotonic()
-        took_s = now_s - sent_s
-        self._telemetry.predicted_step_s = max(took_s, 0.9 * self._telemetry.predicted_step_s)
         self._telemetry.add_trace(done.trace)
-        self._emit(self._scheduler.complete(done, now_s))
+        try:
+            self._emit(self._scheduler.complete(done, time.monotonic()))
+        except WireError as error:
+            self._break(str(error))
 
     def _probe_done(self, done: StepDone) -> None:
         if done.error:
             self._break(f"the probe failed: {done.error}")
         elif done.step == PROBE_STEP:
-            free = Free(0, PROBE_GENERATION)
-            self._run(StepHeader(PROBE_STEP + 1, frees=(free,)), np.zeros(0, np.int32))
+            header = StepHeader(PROBE_STEP + 1, frees=(Free(self._probe_slot, PROBE_GENERATION),))
+            self._run(header, np.zeros(0, np.int32), UNKNOWN_STEP_S)
         else:
             self._channel.put(Probed(self._expected.epoch))
 
@@ -245,8 +269,12 @@ class HeadLoop:
         for owner, events in by_owner.items():
             self._channel.put(ToGateway(owner, tuple(events)))
 
-    def _publish(self) -> None:
-        self._telemetry.oldest_step_sent_s = self._in_flight[0][1] if self._in_flight else 0.0
-        self._telemetry.scheduler = self._scheduler.stats()
-
-
+    def _publish(self, worked: bool) -> None:
+        telemetry = self._telemetry
+        oldest = self._in_flight[0] if self._in_flight else None
+        telemetry.predicted_step_s = oldest.predicted_s if oldest else 0.0
+        telemetry.oldest_step_sent_s = oldest.sent_s if oldest else 0.0
+        now_s = time.monotonic()
+        if not worked or now_s - self._published_s > STATS_EVERY_S:
+            self._published_s = now_s
+            telemetry.scheduler = self._scheduler.stats()

@@ -272,15 +272,15 @@ class HeadControl(threading.Thread):
                 self._send(self._gateways, owner, encode_gateway(self._envelope(), status))
 
     def _pipeline_status(self) -> PipelineStatus:
-        numbers = self._telemetry.scheduler
+        stats = self._telemetry.scheduler
         return PipelineStatus(
             ready=self._ring.ready,
             reason=self._ring.reason,
-            kv_tokens=numbers.get("kv_tokens", 0),
-            kv_tokens_free=numbers.get("kv_tokens_free", 0),
-            queued_tokens=numbers.get("queued_tokens", 0),
-            running=numbers.get("running", 0),
-            waiting=numbers.get("waiting", 0),
+            kv_tokens=stats.kv_tokens if stats else 0,
+            kv_tokens_free=stats.kv_tokens_free if stats else 0,
+            queued_tokens=stats.queued_tokens if stats else 0,
+            running=stats.running if stats else 0,
+            waiting=stats.waiting if stats else 0,
         )
 
     def _publish(self) -> None:
@@ -308,9 +308,7 @@ class HeadControl(threading.Thread):
 
     def _envelope(self) -> Envelope:
         self._sent += 1
-        return Envelope(
-            Kind.HEARTBEAT, self._hash, self._incarnation, self._ring.epoch, self._sent
-        )
+        return Envelope(Kind.HEARTBEAT, self._hash, self._incarnation, self._ring.epoch, self._sent)
 
     def _refuse(self, link: str, reason: str) -> None:
         self._telemetry.counters.frames_refused += 1

@@ -32,11 +32,12 @@ from lamella_worker.downloader import ShardDownloader
 from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.head import HeadLoop
 from lamella_worker.head_control import HeadControl, new_incarnation
+from lamella_worker.limits import SchedulerLimits
 from lamella_worker.orders import Loaded, Order, Report
 from lamella_worker.pulse import Pulse
 from lamella_worker.restarts import EXIT_PERMANENT
 from lamella_worker.sampling import Sampler
-from lamella_worker.scheduler import Scheduler, SchedulerLimits
+from lamella_worker.scheduler import Scheduler
 from lamella_worker.server import StageServer
 from lamella_worker.slots import SlotTable
 from lamella_worker.stage import OutLink, StageLoop, StepRunner
@@ -192,7 +193,12 @@ def make_loop(
     config_hash = pipeline.config_hash()
     runner = StepRunner(
         engine,
-        SlotTable(pipeline.max_sequences, pipeline.block_size),
+        SlotTable(
+            num_blocks=pipeline.num_blocks,
+            block_size=pipeline.block_size,
+            max_sequences=pipeline.max_sequences + 1,  # the last slot is the probe's
+            max_model_len=pipeline.max_model_len,
+        ),
         Sampler() if config.is_last else None,
         telemetry,
         pulse,
@@ -200,11 +206,19 @@ def make_loop(
     out = OutLink(network, config_hash, telemetry) if data is not None else None
     if config.is_first:
         scheduler = Scheduler(scheduler_limits(config))
-        return HeadLoop(runner, scheduler, out, data, channel_end, telemetry, config_hash)
-    assert out is not None and data is not None
-    return StageLoop(
-        runner, out, data, channel_end, telemetry, config_hash, is_last=config.is_last
-    )
+        return HeadLoop(
+            runner,
+            scheduler,
+            out,
+            data,
+            channel_end,
+            telemetry,
+            config_hash,
+            probe_slot=pipeline.max_sequences,
+        )
+    assert out is not None
+    assert data is not None
+    return StageLoop(runner, out, data, channel_end, telemetry, config_hash, is_last=config.is_last)
 
 
 def scheduler_limits(config: StageConfig) -> SchedulerLimits:
@@ -219,4 +233,5 @@ def scheduler_limits(config: StageConfig) -> SchedulerLimits:
         max_queued_tokens=pipeline.max_queued_tokens,
         stages=pipeline.num_stages,
         eos_token_ids=pipeline.eos_token_ids,
+        vocab_size=pipeline.vocab_size,
     )

@@ -61,9 +61,11 @@ class TelemetryCollector(Collector):
             "lamella_slice_bytes": (float(telemetry.load.bytes_total), "Bytes of the slice"),
             "lamella_slice_read_ratio": (telemetry.load.read_ratio, "Bytes read / bytes needed"),
         }
+        stats = telemetry.snapshot()["scheduler"]
         gauges |= {
             f"lamella_scheduler_{name}": (float(value), "Of the scheduler on stage 0")
-            for name, value in telemetry.scheduler.items()
+            for name, value in stats.items()
+            if isinstance(value, int)
         }
         for name, (value, text) in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=["stage"])
@@ -82,9 +84,7 @@ class StageServer:
             (host, int(port)), _handler_class(telemetry, registry), bind_and_activate=True
         )
         self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="http", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
     @property
@@ -120,9 +120,7 @@ def _handler_class(
     return Handler
 
 
-def _answer(
-    path: str, telemetry: Telemetry, registry: CollectorRegistry
-) -> tuple[int, str, bytes]:
+def _answer(path: str, telemetry: Telemetry, registry: CollectorRegistry) -> tuple[int, str, bytes]:
     """(status, content type, body) of one GET."""
     if path == "/healthz":
         return 200, "text/plain", b"ok\n"

@@ -31,7 +31,7 @@ from lamella_contract.wire import (
     encode_step,
     encode_step_done,
 )
-from lamella_worker.batch import Bundle, StepBatch
+from lamella_worker.batch import Bundle, Segment, StepBatch
 from lamella_worker.channel import ChannelEnd
 from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.orders import Broken, Linked, Order, Relink, Report
@@ -112,7 +112,7 @@ class StepRunner:
                 self._sampler.adopt(adopt)
         if header.failed or not segments:
             return {}, (), header.failed
-        batch = StepBatch(segments, self._slots.block_size)
+        batch = StepBatch(tuple(Segment(*s) for s in segments), self._slots.block_size)
         self._telemetry.counters.rows += batch.tokens
         try:
             outputs = self._engine.step(batch, inputs)

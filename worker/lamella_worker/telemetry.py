@@ -7,10 +7,11 @@ any (CPython makes such reads and writes whole), so the hot path pays an additio
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lamella_contract.wire import StageTime
+from lamella_worker.limits import SchedulerStats
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Telemetry:
     ring_compute_ns: list[int] = field(default_factory=list)  # stage 0: per stage, from traces
     ring_idle_ns: list[int] = field(default_factory=list)
     ring_steps: int = 0
-    scheduler: dict[str, int] = field(default_factory=dict)
+    scheduler: SchedulerStats | None = None  # stage 0 only
     oldest_step_sent_s: float = 0.0  # monotonic; 0 when no step is in flight
     predicted_step_s: float = 0.0
 
@@ -123,5 +124,5 @@ class Telemetry:
                 "compute_ns": self.ring_compute_ns,
                 "idle_ns": self.ring_idle_ns,
             },
-            "scheduler": self.scheduler,
+            "scheduler": asdict(self.scheduler) if self.scheduler else {},
         }

@@ -65,7 +65,7 @@ def unpack_bundle(headers: Sequence[TensorHeader], parts: Sequence[memoryview]) 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _tensor_of(header: TensorHeader, parts: Sequence[memoryview]) -> torch.Tensor:

@@ -98,7 +98,9 @@ class Network:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._allowed: dict[str, AllowList] = {}
 
-    def listen(self, kind: int, address: str, *, domain: str, roles: Iterable[str]) -> zmq.Socket[bytes]:
+    def listen(
+        self, kind: int, address: str, *, domain: str, roles: Iterable[str]
+    ) -> zmq.Socket[bytes]:
         """A bound CURVE server socket that only holders of `roles`' keys can reach."""
         allowed = AllowList(self._key_of(role) for role in roles)
         self._allowed[domain] = allowed
@@ -191,7 +193,7 @@ class PushLink:
         return self._socket
 
     def wait_connected(self, timeout_s: float) -> bool:
-        """True once the peer's handshake is done (with IMMEDIATE a socket is writable only then)."""
+        """True once the peer's handshake is done: an IMMEDIATE socket is writable only then."""
         return bool(self._socket.poll(int(timeout_s * 1000), zmq.POLLOUT))
 
     def send(self, header: bytes, tensors: Sequence[memoryview] = ()) -> bool:
@@ -219,7 +221,9 @@ class PullLink:
     @property
     def address(self) -> str:
         """Where others dial this end, with the port that the system chose."""
-        return self._socket.last_endpoint.decode("ascii")
+        endpoint = self._socket.last_endpoint
+        assert isinstance(endpoint, bytes)
+        return endpoint.decode("ascii")
 
     def receive(self) -> list[memoryview] | None:
         try:
