@@ -120,9 +120,8 @@ class Nursery:
 
     def _kill_wedged(self) -> None:
         for child in self._children:
-            silence_s = child.pulse.silence_s()
-            if child.pid and silence_s > child.config.replace_after_s:
-                extra = {"stage": child.config.stage, "silence_s": round(silence_s, 1)}
+            if child.pid and child.pulse.is_dead(child.config.replace_after_s):
+                extra = {"stage": child.config.stage, "child": child.pid}
                 log.error("stage shows no sign of life and is killed", extra=extra)
                 os.kill(child.pid, signal.SIGKILL)
                 child.pulse.reset()  # it is being collected: do not kill it twice

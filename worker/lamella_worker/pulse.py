@@ -13,6 +13,9 @@ import time
 _FIELDS = struct.Struct("<qq")
 _BEAT, _BUSY = 0, 8
 
+BUSY_FACTOR = 6
+"""A step may take this many times as long as a heartbeat may be missing."""
+
 
 class Pulse:
     """Shared by fork: create it before, use it on both sides after."""
@@ -37,11 +40,16 @@ class Pulse:
         """Child's compute thread: the step is done."""
         self._write(_BUSY, 0)
 
-    def silence_s(self) -> float:
-        """Parent: seconds since the last sign of progress, however it stopped."""
+    def is_dead(self, patience_s: float) -> bool:
+        """Parent: no heartbeat for `patience_s`, or one step for BUSY_FACTOR times as long.
+
+        They are judged apart because a first step on a slow machine may be long and healthy.
+        """
         beat, busy_since = _FIELDS.unpack_from(self._memory)
-        oldest = min(beat, busy_since) if busy_since else beat
-        return float(time.monotonic_ns() - oldest) / 1e9
+        now = time.monotonic_ns()
+        if now - beat > patience_s * 1e9:
+            return True
+        return bool(busy_since) and now - busy_since > BUSY_FACTOR * patience_s * 1e9
 
     def _write(self, at: int, value: int) -> None:
         struct.pack_into("<q", self._memory, at, value)
