@@ -1,0 +1,409 @@
+"""Whatever happens, every request gets the tokens that it would get alone, once each.
+
+A toy pipeline runs the scheduler's steps: each stage follows the headers with its own `SlotTable`
+and keeps "KV" (the ids themselves) in blocks, so a wrong block table gives wrong tokens. Hypothesis
+submits, cancels, resubmits, restarts, fails steps, starves the pool and delivers results late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from lamella_contract.errors import InvalidRequest, Overloaded, PromptTooLong
+from lamella_contract.wire import (
+    RowResult,
+    Sampling,
+    StageTime,
+    StepDone,
+    StepHeader,
+    Submit,
+)
+from lamella_worker.limits import SchedulerLimits
+from lamella_worker.requests import OwnedEvent
+from lamella_worker.scheduler import ScheduledStep, Scheduler
+from lamella_worker.slots import SlotSegment, SlotTable
+
+VOCABULARY = 50
+EOS = 7
+
+
+def next_token(ids: list[int]) -> int:
+    """The toy model: any id anywhere changes it."""
+    state = len(ids)
+    for token in ids:
+        state = (state * 31 + token + 1) % 1_000_003
+    return state % VOCABULARY
+
+
+def alone(prompt: tuple[int, ...], sampling: Sampling, longest: int) -> tuple[list[int], str]:
+    """(output, finish) of a request run by itself."""
+    stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS})
+    ids = list(prompt)
+    while True:
+        ids.append(next_token(ids))
+        output = ids[len(prompt) :]
+        if ids[-1] in stops:
+            return output, "stop"
+        if len(output) >= sampling.max_tokens or len(ids) >= longest:
+            return output, "length"
+
+
+@dataclass
+class ToyStage:
+    """One stage: its table, its KV, and the steps on their way to it."""
+
+    table: SlotTable
+    kv: np.ndarray
+    inbox: deque[tuple[StepHeader, np.ndarray]] = field(default_factory=deque)
+
+    def run(self, header: StepHeader, ids: np.ndarray) -> list[SlotSegment]:
+        segments = self.table.apply(header)
+        if header.failed:
+            return segments
+        size, offset = self.table.block_size, 0
+        for segment in segments:
+            for place in range(segment.start, segment.start + segment.count):
+                row = segment.blocks[place // size] * size + place % size
+                self.kv[row] = ids[offset]
+                offset += 1
+        assert offset == len(ids)
+        return segments
+
+    def context(self, segment: SlotSegment) -> list[int]:
+        size = self.table.block_size
+        places = range(segment.start + segment.count)
+        return [int(self.kv[segment.blocks[p // size] * size + p % size]) for p in places]
+
+
+class ToyPipeline:
+    """Stages in a row; `advance(k)` lets stage k take its next step, results queue up in `done`."""
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.stages = [
+            ToyStage(
+                SlotTable(
+                    num_blocks=limits.num_blocks,
+                    block_size=limits.block_size,
+                    max_sequences=limits.max_sequences,
+                    max_model_len=limits.max_model_len,
+                ),
+                np.zeros(limits.kv_tokens, np.int64),
+            )
+            for _ in range(limits.stages)
+        ]
+        self.done: deque[StepDone] = deque()
+
+    def send(self, step: ScheduledStep) -> None:
+        self.stages[0].inbox.append((step.header, step.token_ids))
+
+    def restart(self) -> None:
+        self.done.clear()
+        for stage in self.stages:
+            stage.inbox.clear()
+            stage.table.reset()
+            stage.kv[:] = -1
+
+    def advance(self, k: int, *, fail: bool = False, ids_per_row: int = 1) -> bool:
+        if not self.stages[k].inbox:
+            return False
+        header, ids = self.stages[k].inbox.popleft()
+        if fail and header.segments:
+            header = StepHeader(
+                header.step,
+                header.frees,
+                header.adopts,
+                header.segments,
+                failed=f"stage {k} is out of memory",
+            )
+        segments = self.stages[k].run(header, ids)
+        if k + 1 < len(self.stages):
+            self.stages[k + 1].inbox.append((header, ids))
+            return True
+        rows = []
+        for segment, told in zip(segments, header.segments, strict=True):
+            if segment.sample and not header.failed:
+                context = self.stages[k].context(segment)
+                new = []
+                for _ in range(ids_per_row):
+                    new.append(next_token([*context, *new]))
+                position = segment.start + segment.count
+                rows.append(RowResult(segment.slot, told.generation, position, tuple(new)))
+        trace = tuple(StageTime(10_000 * (s + 1) + 100 * len(ids), 5) for s in range(k + 1))
+        self.done.append(StepDone(header.step, tuple(rows), trace, header.failed))
+        return True
+
+
+@dataclass
+class Client:
+    """What a gateway knows of one request."""
+
+    owner: bytes
+    submit: Submit
+    expected: list[int]
+    finish: str
+    received: list[int] = field(default_factory=list)
+    ended: str = ""
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random histories; `teardown` lets all that is left run to its end."""
+
+    @initialize(
+        stages=st.integers(1, 3),
+        block_size=st.integers(1, 4),
+        num_blocks=st.integers(4, 14),
+        max_sequences=st.integers(1, 5),
+        max_step_tokens=st.integers(1, 24),
+        max_model_len=st.integers(8, 40),
+    )
+    def start(self, **sizes: int) -> None:
+        self.limits = SchedulerLimits(
+            **sizes, max_queued_tokens=40, eos_token_ids=(EOS,), vocab_size=VOCABULARY
+        )
+        self.scheduler = Scheduler(self.limits)
+        self.pipeline = ToyPipeline(self.limits)
+        self.mirror = ToyPipeline(self.limits).stages[0].table
+        self.clients: dict[bytes, Client] = {}
+        self.tenures: set[tuple[int, int]] = set()
+        self.now_s = 0.0
+        self.count = 0
+
+    def live(self) -> list[Client]:
+        return [client for client in self.clients.values() if not client.ended]
+
+    @rule(
+        prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30).map(tuple),
+        max_tokens=st.integers(1, 12),
+        stop=st.lists(st.integers(0, VOCABULARY - 1), max_size=2).map(tuple),
+        ignore_eos=st.booleans(),
+        owner=st.sampled_from([b"a", b"b"]),
+    )
+    def submit(
+        self,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        stop: tuple[int, ...],
+        ignore_eos: bool,
+        owner: bytes,
+    ) -> None:
+        self.count += 1
+        request_id = self.count.to_bytes(16, "little")
+        sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, ignore_eos=ignore_eos)
+        submit = Submit(request_id, 0, len(prompt), prompt, sampling)
+        queued = self.scheduler.stats().queued_tokens
+        try:
+            self.scheduler.submit(submit, owner)
+        except PromptTooLong:
+            assert len(prompt) >= self.limits.longest
+            return
+        except Overloaded:
+            assert queued
+            assert queued + len(prompt) > self.limits.max_queued_tokens
+            return
+        expected, finish = alone(prompt, sampling, self.limits.longest)
+        self.clients[request_id] = Client(owner, submit, expected, finish)
+
+    def pick(self, data: st.DataObject) -> Client:
+        return data.draw(st.sampled_from(self.live()))
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def resubmit(self, data: st.DataObject) -> None:
+        """A gateway sends all that it knows once more, under a higher attempt."""
+        client = self.pick(data)
+        old = client.submit
+        ids = old.ids[: old.prompt_len] + tuple(client.received)
+        client.submit = Submit(old.request_id, old.attempt + 1, old.prompt_len, ids, old.sampling)
+        try:
+            self.scheduler.submit(client.submit, client.owner)
+        except Overloaded:
+            assert not client.received
+            client.ended = "refused"
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def submit_again(self, data: st.DataObject) -> None:
+        """The same attempt twice changes nothing."""
+        client = self.pick(data)
+        self.scheduler.submit(client.submit, client.owner)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        client = self.pick(data)
+        submit = client.submit
+        assert not self.scheduler.cancel(b"nobody", submit.request_id, submit.attempt)
+        assert not self.scheduler.cancel(client.owner, submit.request_id, submit.attempt - 1)
+        assert self.scheduler.cancel(client.owner, submit.request_id, submit.attempt)
+        client.ended = "cancelled"
+
+    @rule(owner=st.sampled_from([b"a", b"b"]))
+    def drop_owner(self, owner: bytes) -> None:
+        mine = [client for client in self.live() if client.owner == owner]
+        assert self.scheduler.drop_owner(owner) == len(mine)
+        for client in mine:
+            client.ended = "cancelled"
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), position=st.integers(0, 12))
+    def replay(self, data: st.DataObject, position: int) -> None:
+        client = data.draw(st.sampled_from(list(self.clients.values())))
+        if client.ended in ("cancelled", "refused") or position > len(client.received):
+            return
+        submit = client.submit
+        events = self.scheduler.replay(client.owner, submit.request_id, submit.attempt, position)
+        ids = [token for event in events for token in event.event.ids]
+        assert ids == client.received[position:]
+        assert all(event.event.position == position for event in events)
+        assert (events[-1].event.finish if events else "") == client.ended
+
+    @rule()
+    def restart(self) -> None:
+        self.scheduler.restart()
+        self.pipeline.restart()
+        self.mirror.reset()
+
+    @rule()
+    def fail_all(self) -> None:
+        self.take(self.scheduler.fail_all("the stages are gone"))
+        assert not self.live()
+
+    @rule(most=st.integers(1, 4))
+    def send(self, most: int) -> None:
+        for _ in range(most):
+            if not self.send_one():
+                break
+
+    def send_one(self) -> bool:
+        step = self.scheduler.next_step(self.now_s)
+        if step is None:
+            return False
+        header = step.header
+        assert len(step.token_ids) == sum(segment.count for segment in header.segments)
+        assert len(step.token_ids) <= self.limits.max_step_tokens
+        slots = [segment.slot for segment in header.segments]
+        assert len(set(slots)) == len(slots)
+        for adopt in header.adopts:
+            assert (adopt.slot, adopt.generation) not in self.tenures
+            self.tenures.add((adopt.slot, adopt.generation))
+        self.mirror.apply(header)
+        assert self.mirror.live() == self.scheduler.tables()
+        self.pipeline.send(step)
+        return True
+
+    @rule(k=st.integers(0, 2), ids_per_row=st.integers(1, 3), times=st.integers(1, 3))
+    def advance(self, k: int, ids_per_row: int, times: int) -> None:
+        for _ in range(times):
+            self.pipeline.advance(k % self.limits.stages, ids_per_row=ids_per_row)
+
+    @rule(k=st.integers(0, 2))
+    def fail_step(self, k: int) -> None:
+        self.pipeline.advance(k % self.limits.stages, fail=True)
+
+    @rule()
+    def complete(self) -> None:
+        if self.pipeline.done:
+            self.now_s += 0.01
+            self.take(self.scheduler.complete(self.pipeline.done.popleft(), self.now_s))
+
+    def take(self, events: list[OwnedEvent]) -> None:
+        for owner, event in events:
+            client = self.clients[event.request_id]
+            assert owner == client.owner
+            assert not client.ended, "an event after the end"
+            assert event.attempt == client.submit.attempt
+            assert event.position == len(client.received), "a token lost or doubled"
+            client.received.extend(event.ids)
+            client.ended = event.finish
+            assert client.received == client.expected[: len(client.received)]
+            if event.finish in ("stop", "length"):
+                assert (client.received, event.finish) == (client.expected, client.finish)
+            if event.finish == "error":
+                assert event.error
+                assert event.error_kind
+
+    @invariant()
+    def nothing_is_lost_or_held_twice(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(3000):
+            moved = self.send_one()
+            for k in range(self.limits.stages):
+                moved |= self.pipeline.advance(k)
+            while self.pipeline.done:
+                moved = True
+                self.complete()
+            if not moved:
+                break
+        self.scheduler.check_integrity()
+        assert not self.live(), "a request hangs"
+        stats = self.scheduler.stats()
+        assert (stats.running, stats.waiting, stats.in_flight, stats.queued_tokens) == (0, 0, 0, 0)
+        assert stats.kv_tokens_free == stats.kv_tokens
+        for stage in self.pipeline.stages:
+            assert stage.table.live() == {}
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4], ids=lambda n: f"{n}-stages")
+def test_many_requests_under_pressure_all_end_as_if_alone(stages: int) -> None:
+    limits = SchedulerLimits(
+        num_blocks=24,
+        block_size=4,
+        max_sequences=8,
+        max_model_len=60,
+        max_step_tokens=16,
+        max_queued_tokens=100_000,
+        stages=stages,
+        eos_token_ids=(EOS,),
+    )
+    machine = SchedulerMachine()
+    machine.start(
+        **{
+            name: getattr(limits, name)
+            for name in (
+                "stages",
+                "block_size",
+                "num_blocks",
+                "max_sequences",
+                "max_step_tokens",
+                "max_model_len",
+            )
+        }
+    )
+    machine.limits = limits
+    machine.scheduler = Scheduler(limits)
+    for i in range(60):
+        prompt = tuple((i * 7 + j * 3) % VOCABULARY for j in range(1 + i * 5 % 40))
+        machine.submit(prompt, 1 + i % 25, (), True, b"a")
+    machine.teardown()
+    assert machine.scheduler.stats().preemptions > 0
+    assert all(client.ended == client.finish for client in machine.clients.values())
+
+
+def test_ids_that_hold_a_whole_answer_are_refused() -> None:
+    limits = SchedulerLimits(4, 4, 1, 16, 16, 16, 1, (EOS,))
+    submit = Submit(bytes(16), 1, 1, (1, EOS), Sampling(max_tokens=5))
+    with pytest.raises(InvalidRequest, match="has ended"):
+        Scheduler(limits).submit(submit, b"a")

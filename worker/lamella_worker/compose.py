@@ -1,0 +1,245 @@
+"""Who takes part in the next step, and with how many tokens.
+
+Knows no gateway, no results and no clock. Three queues, each in order of age: *waiting* for a
+slot, *prefilling* (running, part of the prompt not yet given to a step), *ready* (running, the
+next token may be computed). A request whose sampling segment is in flight is in none.
+
+A step takes decode rows first: a cohort of them, and none while as many cohorts are in flight as
+pay. Then prompt chunks fill it up, oldest first; a younger prompt gets tokens only when all older
+ones have all of theirs. So any request with a prompt still to compute is younger than all that
+decode, and whoever must give way for blocks is never in the step already. A chunk may follow the
+one before it while that is still in flight: stages work in order. In the flow:
+`lamella_worker.scheduler` fills a `Draft` here for every step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
+
+from lamella_contract.wire import Adopt, SegmentHeader
+from lamella_worker.cost import Cohorts, CostModel, Work
+from lamella_worker.requests import NO_SLOT, LiveRequest
+from lamella_worker.running import RunningSet
+
+LEAST_CHUNK = 16
+"""Tokens below which a step's first chunk is not cut: time limits yield to progress."""
+
+_arrival = attrgetter("arrival")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step being put together; ``ids`` are the packed rows of its segments."""
+
+    adopts: list[Adopt] = field(default_factory=list)
+    segments: list[SegmentHeader] = field(default_factory=list)
+    requests: list[LiveRequest] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    pairs: int = 0
+    decode_rows: int = 0
+    prompt_tokens: int = 0
+
+    @property
+    def work(self) -> Work:
+        tokens = len(self.ids)
+        return Work(tokens, self.pairs, prefill=tokens != len(self.segments))
+
+
+class Composer:
+    """The queues and the choice; a step costs O(live segments), whatever waits."""
+
+    def __init__(
+        self,
+        running: RunningSet,
+        cost: CostModel,
+        *,
+        max_step_tokens: int,
+        step_limit_s: float,
+    ) -> None:
+        self.running = running
+        self.cohorts = Cohorts(cost)
+        self.waiting: OrderedDict[int, LiveRequest] = OrderedDict()
+        self.prefilling: OrderedDict[int, LiveRequest] = OrderedDict()
+        self.ready: OrderedDict[int, LiveRequest] = OrderedDict()
+        self.queued_tokens = 0  # prompt tokens that no step was given yet
+        self.preemptions = 0
+        self.cohort_count = 1
+        self._cost = cost
+        self._max_step_tokens = max_step_tokens
+        self._step_limit_s = step_limit_s
+        self._context = 0.0  # mean length of the decode rows of the last step with some
+
+    def enqueue(self, request: LiveRequest) -> None:
+        """A new request, younger than all others."""
+        self.waiting[request.arrival] = request
+        self.queued_tokens += len(request.ids)
+
+    def withdraw(self, request: LiveRequest) -> None:
+        """Take a request out of everything: it waits no more and holds nothing."""
+        arrival = request.arrival
+        if request.slot == NO_SLOT:
+            del self.waiting[arrival]
+            self.queued_tokens -= len(request.ids)
+            return
+        if self.prefilling.pop(arrival, None) is not None:
+            self.queued_tokens -= len(request.ids) - request.computed
+        self.ready.pop(arrival, None)
+        self.running.release(request)
+
+    def restart(self) -> None:
+        """Everyone waits again, oldest first, with all ids known so far."""
+        self.prefilling.clear()
+        self.ready.clear()
+        self._put_back(self.running.restart())
+        self.queued_tokens = sum(len(request.ids) for request in self.waiting.values())
+
+    def add_decodes(self, draft: Draft, *, steps_in_flight: int, rows_in_flight: int) -> None:
+        """Put a cohort of ready rows into the step, unless enough cohorts are in flight."""
+        ready = self.ready
+        if not ready:
+            return
+        rows = len(ready) + rows_in_flight
+        self.cohort_count = self.cohorts.count(rows, self._context)
+        if steps_in_flight >= self.cohort_count:
+            return
+        most = min(-(-rows // self.cohort_count), self._max_step_tokens)
+        if most > 1:
+            most = min(most, self._cost.decode_rows(self._context, self._step_limit_s))
+        # Whoever waits longest goes first; by age within the step, so that blocks are taken from
+        # rows that are not in it yet.
+        for request in sorted(islice(ready.values(), most), key=_arrival):
+            room = self._max_step_tokens - len(draft.ids)
+            if request.arrival in ready and room > 0:
+                self._add_decode(draft, request, room)
+        if draft.decode_rows:
+            self._context = draft.pairs / draft.decode_rows
+
+    def _add_decode(self, draft: Draft, request: LiveRequest, room: int) -> None:
+        # More than one token is pending after a row that brought several ids.
+        count = min(len(request.ids) - request.computed, room)
+        if not self._feed(draft, request, count):
+            self._preempt(request)
+            return
+        draft.decode_rows += 1
+        if request.computed == len(request.ids):
+            del self.ready[request.arrival]
+
+    def add_prefills(self, draft: Draft) -> None:
+        """Fill the step up with prompt chunks, admitting requests that wait."""
+        for request in list(self.prefilling.values()):
+            if request.arrival in self.prefilling and not self._add_chunk(draft, request):
+                return
+        while self.waiting and self.running.has_free_slot:
+            request = next(iter(self.waiting.values()))
+            if self._chunk_tokens(draft, request) <= 0 or not self._has_blocks_for(request):
+                return
+            del self.waiting[request.arrival]
+            self.prefilling[request.arrival] = request
+            draft.adopts.append(self.running.admit(request))
+            if not self._add_chunk(draft, request):
+                return
+
+    def _add_chunk(self, draft: Draft, request: LiveRequest) -> bool:
+        """Put the next part of a prompt into the step; whether the prompt is all given out."""
+        count = self._chunk_tokens(draft, request)
+        if count <= 0 or not self._feed(draft, request, count):
+            return False
+        draft.prompt_tokens += count
+        self.queued_tokens -= count
+        if request.computed < len(request.ids):
+            return False
+        del self.prefilling[request.arrival]
+        return True
+
+    def _chunk_tokens(self, draft: Draft, request: LiveRequest) -> int:
+        """Tokens of a request's prompt that the step has room for; 0 for none."""
+        start = request.computed
+        pending = len(request.ids) - start
+        room = min(pending, self._max_step_tokens - len(draft.ids))
+        if room <= LEAST_CHUNK and not draft.prompt_tokens:
+            return room
+        in_time = self._cost.chunk_tokens(draft.work, start, self._step_limit_s)
+        if draft.prompt_tokens and in_time < min(pending, LEAST_CHUNK):
+            return 0
+        return min(room, max(in_time, LEAST_CHUNK))
+
+    def _has_blocks_for(self, request: LiveRequest) -> bool:
+        """Whether a waiting request's ids fit beside what the running ones are sure to need.
+
+        One block more for each running request keeps a newcomer from being preempted at once.
+        """
+        running = self.running
+        need = running.blocks_for(len(request.ids)) + len(running)
+        for other in self.prefilling.values():
+            need += running.missing_blocks(other, len(other.ids))
+        return need <= running.blocks.free_blocks
+
+    def _feed(self, draft: Draft, request: LiveRequest, count: int) -> bool:
+        """Append ``count`` rows of a running request; False, and no change, without blocks."""
+        start = request.computed
+        end = start + count
+        missing = self.running.missing_blocks(request, end)
+        new_blocks: tuple[int, ...] = ()
+        if missing:
+            found = self._take_blocks(request, missing)
+            if found is None:
+                return False
+            new_blocks = found
+        sample = end == len(request.ids)
+        draft.segments.append(
+            SegmentHeader(request.slot, request.generation, start, count, sample, new_blocks)
+        )
+        draft.requests.append(request)
+        draft.ids += request.ids[start:end]
+        draft.pairs += count * start + count * (count + 1) // 2
+        request.computed = end
+        return True
+
+    def _take_blocks(self, request: LiveRequest, count: int) -> tuple[int, ...] | None:
+        """Blocks for a running request, taken from the youngest until there are enough.
+
+        None when the request is itself the youngest and must wait for the older ones.
+        """
+        while (found := self.running.extend(request, count)) is None:
+            victim = self.running.youngest()
+            if victim is request:
+                return None
+            self._preempt(victim)
+        return found
+
+    def _preempt(self, victim: LiveRequest) -> None:
+        """Send the youngest running request back to the head of the queue.
+
+        It keeps its ids; what it has in flight is drawn again (the same, as the random numbers
+        are keyed by position).
+        """
+        self.withdraw(victim)
+        self.preemptions += 1
+        self.queued_tokens += len(victim.ids)
+        self._put_back([victim])
+
+    def _put_back(self, requests: list[LiveRequest]) -> None:
+        for request in reversed(requests):
+            self.waiting[request.arrival] = request
+            self.waiting.move_to_end(request.arrival, last=False)
+
+    def check_integrity(self) -> None:
+        """Assert that every request is where it belongs; O(live + pool)."""
+        self.running.check_integrity()
+        arrivals = list(self.waiting)
+        assert arrivals == sorted(arrivals), "the queue is out of order"
+        assert all(request.slot == NO_SLOT for request in self.waiting.values())
+        running = {request.arrival: request for request in self.running}
+        if running and arrivals:
+            assert max(running) < arrivals[0], "a request that waits is older than a running one"
+        for queue in (self.prefilling, self.ready):
+            for arrival, request in queue.items():
+                assert running.get(arrival) is request, "queued to run without a slot"
+                assert request.computed < len(request.ids), "queued to run with nothing to compute"
+        assert not self.prefilling.keys() & self.ready.keys()
+        tokens = sum(len(request.ids) for request in self.waiting.values())
+        tokens += sum(len(r.ids) - r.computed for r in self.prefilling.values())
+        assert tokens == self.queued_tokens, "queued tokens are miscounted"

@@ -1,0 +1,231 @@
+"""What a step costs each stage, learned from the steps that came back.
+
+Knows no requests and no blocks: only tokens, attention pairs and seconds. Per stage and per kind
+of step (decode only, or with prefill) the time is ``t = a + b * tokens + c * pairs``, where pairs
+counts (query, key) pairs of attention: a chunk of x tokens after a prefix of L has
+``L * x + x * (x + 1) / 2``. The coefficients are kept non-negative and fitted by least squares
+that forgets. In the flow: `lamella_worker.scheduler` feeds it each StepDone's trace and asks how
+many cohorts pay, how long a chunk may be, and how long a step will take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FORGET = 0.995  # weight of an observation fades by this with each later one of its kind
+_SETTLED = 16  # observations before one that is far off is taken for an outlier
+_REFIT_EVERY = 8
+_FIRST_CHUNK = 256  # tokens of prefill tried before any were timed
+_UNIT = np.array([1.0, 64.0, 65536.0])  # brings the three features to like size
+# Weakest pull on the constant: until sizes vary, all time counts as constant, so nothing is split.
+_PULL = np.diag([1e-6, 1e-3, 1e-3])
+
+PROBE_STEPS = 4
+"""Steps of a size that make its time known."""
+PROBE_PERIOD = 2048
+"""Decode steps after which a size not seen counts as unknown again."""
+_GAIN = 0.95  # another number of cohorts must cut the time per token to this before it is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step asks of every stage: ``tokens`` rows, attention ``pairs``."""
+
+    tokens: int
+    pairs: int
+    prefill: bool  # some segment feeds more than one token
+
+
+class _Fit:
+    """Coefficients ``[stages, 3]`` in seconds per unit of (1, tokens, pairs) of one kind."""
+
+    def __init__(self, stages: int) -> None:
+        self.seen = 0
+        self.most_tokens = 0
+        self.coefficients: NDArray[np.float64] = np.zeros((stages, 3))
+        self._gram: NDArray[np.float64] = np.zeros((3, 3))
+        self._moment: NDArray[np.float64] = np.zeros((stages, 3))
+
+    def observe(self, work: Work, seconds: NDArray[np.float64]) -> bool:
+        """Take a step in; whether the coefficients changed."""
+        x = np.array([1.0, work.tokens, work.pairs]) / _UNIT
+        if self.seen >= _SETTLED:
+            # A page fault storm or a swap-in is no news about the next step.
+            seconds = np.minimum(seconds, 3.0 * self.predict(work) + 0.002)
+        self._gram = self._gram * _FORGET + np.outer(x, x)
+        self._moment = self._moment * _FORGET + np.outer(seconds, x)
+        self.seen += 1
+        self.most_tokens = max(self.most_tokens, work.tokens)
+        if self.seen > _SETTLED and self.seen % _REFIT_EVERY:
+            return False
+        self._refit()
+        return True
+
+    def predict(self, work: Work) -> NDArray[np.float64]:
+        """Seconds per stage, ``[stages]``."""
+        result: NDArray[np.float64] = self.coefficients @ (1.0, work.tokens, work.pairs)
+        return result
+
+    def _refit(self) -> None:
+        # A step from the last solution, pulled back to it: directions in which nothing varies
+        # lately keep what they learned when something did.
+        last = self.coefficients * _UNIT
+        gram = self._gram + _PULL
+        moment = self._moment + last @ _PULL
+        found = np.linalg.solve(gram, moment.T).T
+        if (found < 0.0).any():
+            found = np.maximum(found, 0.0)
+            for _ in range(20):  # coordinate descent on the non-negative least squares problem
+                for j in range(3):
+                    rest = moment[:, j] - found @ gram[j] + found[:, j] * gram[j, j]
+                    found[:, j] = np.maximum(rest / gram[j, j], 0.0)
+        self.coefficients = found / _UNIT
+
+
+class CostModel:
+    """Seconds that steps take on each of ``stages`` stages, and what follows from them."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+        self.version = 0
+        self._decode = _Fit(stages)
+        self._prefill = _Fit(stages)
+
+    def observe(self, work: Work, seconds: Sequence[float]) -> None:
+        """Learn from a step's compute times, one per stage."""
+        fit = self._prefill if work.prefill else self._decode
+        if fit.observe(work, np.asarray(seconds, dtype=np.float64)):
+            self.version += 1
+
+    def known(self, *, prefill: bool) -> bool:
+        return (self._prefill if prefill else self._decode).seen > 0
+
+    def stage_s(self, work: Work) -> NDArray[np.float64]:
+        """Predicted seconds per stage, ``[stages]``; zeros when nothing is known."""
+        return (self._prefill if work.prefill else self._decode).predict(work)
+
+    def ring_s(self, work: Work) -> float:
+        """Predicted compute seconds of a step through all stages; 0.0 when nothing is known."""
+        return float(self.stage_s(work).sum())
+
+    def token_s(self, rows: int, cohorts: int, context: float) -> float:
+        """Predicted seconds between two tokens of each of ``rows`` sequences.
+
+        A cohort of ``b = ceil(rows / cohorts)`` rows comes back after ``sum_i t_i(b)`` at best,
+        and the slowest stage has all cohorts to serve: ``max(sum_i t_i, cohorts * max_i t_i)``.
+        With one cohort that is rows / X_merged, with a cohort per stage rows / X_split.
+        """
+        size = -(-rows // cohorts)
+        seconds = self._decode.predict(Work(size, int(size * context), prefill=False))
+        return max(float(seconds.sum()), cohorts * float(seconds.max()))
+
+    def decode_rows(self, context: float, limit_s: float) -> int:
+        """Most decode rows in a step that no stage needs more than ``limit_s`` for; at least 1."""
+        most = float(2**31)
+        for a, b, c in self._decode.coefficients.tolist():
+            per_row = b + c * context
+            if per_row > 0.0:
+                most = min(most, (limit_s - a) / per_row)
+        return max(1, int(most))
+
+    def chunk_tokens(self, beside: Work, start: int, limit_s: float) -> int:
+        """Most prompt tokens from position ``start`` on that may join a step.
+
+        No stage shall need more than ``limit_s`` for them and ``beside`` (what the step holds
+        already); the size tried grows at most twofold over what was timed. 0 or less when there
+        is no room.
+        """
+        most = float(max(_FIRST_CHUNK, 2 * self._prefill.most_tokens) - beside.tokens)
+        for a, b, c in self._prefill.coefficients.tolist():
+            room = limit_s - a - b * beside.tokens - c * beside.pairs
+            if room <= 0.0:
+                return 0
+            linear, square = b + c * start, c / 2
+            below = linear + sqrt(linear * linear + 4.0 * square * room)
+            if below > 0.0:  # the root of square x^2 + linear x = room, stable for small square
+                most = min(most, 2.0 * room / below)
+        return int(most)
+
+
+class Cohorts:
+    """How many cohorts the decode rows are dealt into: what costs least, tried out now and then.
+
+    More cohorts keep more stages busy, fewer read the weights less often; equal when memory-bound.
+    The other extreme is probed for `PROBE_STEPS` steps when steps of its size were not timed
+    within the last `PROBE_PERIOD` decode steps, so a probe costs at most a few steps in thousands.
+    """
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._current = 1
+        self._steps = 0
+        self._times: dict[int, int] = {}  # size class -> timed steps since it was last unknown
+        self._stamp: dict[int, int] = {}  # size class -> decode step when it was last known
+        self._decided: tuple[int, int] = (0, -1)  # rows and model version of the last decision
+
+    def observe(self, rows: int) -> None:
+        """A decode-only step of ``rows`` rows was timed."""
+        self._steps += 1
+        size = (rows - 1).bit_length()
+        times = self._times.get(size, 0) + 1
+        self._times[size] = times
+        if times >= PROBE_STEPS:
+            self._stamp[size] = self._steps
+
+    def count(self, rows: int, context: float) -> int:
+        """Cohorts for ``rows`` live decode rows of ``context`` mean length; in [1, stages]."""
+        most = min(self._model.stages, rows)
+        if most <= 1:
+            return 1
+        if self._decided != (rows, self._model.version):
+            self._current = self._cheapest(rows, most, context)
+            self._decided = (rows, self._model.version)
+        other = most if self._current == 1 else 1
+        if self._is_known(rows, self._current) and not self._is_known(rows, other):
+            return other
+        return self._current
+
+    def _cheapest(self, rows: int, most: int, context: float) -> int:
+        current = min(self._current, most)
+        cost = {k: self._model.token_s(rows, k, context) for k in range(1, most + 1)}
+        best = min(cost, key=lambda k: (cost[k], k))
+        return best if cost[best] < _GAIN * cost[current] else current
+
+    def _is_known(self, rows: int, cohorts: int) -> bool:
+        size = (-(-rows // cohorts) - 1).bit_length()
+        stamp = self._stamp.get(size)
+        if stamp is None:
+            return False
+        if self._steps - stamp > PROBE_PERIOD:
+            del self._stamp[size]
+            self._times[size] = 0
+            return False
+        return True
+
+
+class DrainRate:
+    """Tokens per second at which the queue drains, over about the last ten busy seconds."""
+
+    _MEMORY_S = 10.0
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def observe(self, tokens: int, busy_s: float) -> None:
+        """``tokens`` of prompt were computed in the last ``busy_s`` seconds of work."""
+        fade = exp(-busy_s / self._MEMORY_S)
+        self._tokens = self._tokens * fade + tokens
+        self._seconds = self._seconds * fade + busy_s
+
+    def retry_after_s(self, tokens: int) -> float:
+        """Seconds until ``tokens`` have drained, within [1, 60]; 1 when nothing was measured."""
+        if self._seconds <= 0.0:
+            return 1.0
+        rate = self._tokens / self._seconds
+        return 60.0 if rate * 60.0 <= tokens else max(1.0, tokens / rate)

@@ -1,0 +1,74 @@
+"""What the scheduler must keep within, and what it counts.
+
+Knows nothing of how steps are chosen. In the flow: made from the pipeline's configuration on
+stage 0 and handed to `lamella_worker.scheduler`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamella_contract.errors import InvalidConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Sizes of the pipeline: the KV pool has ``num_blocks`` of ``block_size`` tokens.
+
+    Raises `InvalidConfig` naming the field that cannot work.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_sequences: int  # slots: requests that run at once
+    max_model_len: int  # tokens of prompt and answer
+    max_step_tokens: int  # rows of one step
+    max_queued_tokens: int  # prompt tokens that may wait before new requests are refused
+    stages: int
+    eos_token_ids: tuple[int, ...] = ()
+    vocab_size: int = 0  # 0: ids are not checked
+    step_limit_s: float = 0.25  # longest step of a stage that is composed knowingly
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_blocks",
+            "block_size",
+            "max_sequences",
+            "max_model_len",
+            "max_step_tokens",
+            "max_queued_tokens",
+            "stages",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name}: got {getattr(self, name)}, want 1 or more")
+        if self.step_limit_s <= 0.0:
+            raise InvalidConfig(f"step_limit_s: got {self.step_limit_s}, want more than 0")
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+    @property
+    def longest(self) -> int:
+        """Most ids of one request: it must fit the context, and the pool when it is alone."""
+        return min(self.max_model_len, self.kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """Counts at one moment; tokens, steps and preemptions are totals since the start."""
+
+    running: int
+    waiting: int
+    in_flight: int
+    queued_tokens: int  # prompt tokens not given to a step yet
+    kv_tokens: int
+    kv_tokens_free: int
+    cohorts: int
+    steps: int
+    prompt_tokens: int
+    output_tokens: int
+    preemptions: int
+    stage_busy_s: tuple[float, ...]  # per stage: computing
+    stage_idle_s: tuple[float, ...]  # per stage: waiting for a step

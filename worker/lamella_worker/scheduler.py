@@ -1,0 +1,372 @@
+"""What every stage does next: requests in, steps out, results back, events to their gateways.
+
+Knows no tensor, no socket and no clock (the time is told to it). It lives on stage 0 and decides
+for all stages: a step's header carries every decision, so no other stage schedules anything.
+In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the stage loop takes
+`next_step`, runs it down the line, and gives each `StepDone` to `complete`, in order, which
+returns the events to send.
+
+What lies where: `lamella_worker.requests` the records, `lamella_worker.running` slots and blocks,
+`lamella_worker.compose` the choice of rows, `lamella_worker.cost` the learned times. A step in
+flight is remembered here with the tenures of its segments; what comes back for a tenure that is
+over (cancelled, preempted) is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lamella_contract.errors import (
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    PipelineUnavailable,
+    PromptTooLong,
+    WireError,
+)
+from lamella_contract.wire import RowResult, SegmentHeader, StepDone, StepHeader, Submit
+from lamella_worker.compose import Composer, Draft
+from lamella_worker.cost import CostModel, DrainRate, Work
+from lamella_worker.limits import SchedulerLimits, SchedulerStats
+from lamella_worker.requests import LiveRequest, OwnedEvent, RequestBook, live_request
+from lamella_worker.running import RunningSet
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A step to run: its header (no tensors yet) and the ids of its rows, int32 [tokens].
+
+    ``predicted_s`` is the compute time over all stages, 0.0 while nothing is known.
+    """
+
+    header: StepHeader
+    token_ids: npt.NDArray[np.int32]
+    predicted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    step: int
+    segments: tuple[SegmentHeader, ...]
+    requests: list[LiveRequest]  # one for each segment
+    work: Work
+    decode_rows: int
+    prompt_tokens: int
+    sent_s: float
+
+
+class Scheduler:
+    """Decides each step and follows each request from `submit` to its last event."""
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self._book = RequestBook()
+        self._cost = CostModel(limits.stages)
+        self._drain = DrainRate()
+        self._compose = Composer(
+            RunningSet(
+                num_blocks=limits.num_blocks,
+                block_size=limits.block_size,
+                max_sequences=limits.max_sequences,
+            ),
+            self._cost,
+            max_step_tokens=limits.max_step_tokens,
+            step_limit_s=limits.step_limit_s,
+        )
+        self._eos = frozenset(limits.eos_token_ids)
+        self._in_flight: deque[_InFlight] = deque()
+        self._decode_steps = 0  # in flight
+        self._decode_rows = 0  # in flight
+        self._arrivals = 0
+        self._steps = 0
+        self._completed_s = 0.0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+        self._busy_ns = [0] * limits.stages
+        self._idle_ns = [0] * limits.stages
+
+    # What gateways say
+
+    def submit(self, request: Submit, owner: bytes) -> None:
+        """Take a request in; ids beyond the prompt are output that its client has already.
+
+        A higher attempt replaces the one known, an attempt that is known or older is ignored.
+        Raises `InvalidRequest`, `PromptTooLong`, or `Overloaded` when too many tokens wait; a
+        request that holds output is never overloaded: its client is reading it.
+        """
+        key = (owner, request.request_id)
+        if request.attempt <= self._book.newest_attempt(key):
+            return
+        self._check(request)
+        old = self._book.get(key)
+        if old is not None:
+            self._remove(old)
+        self._arrivals += 1
+        live = live_request(
+            request,
+            owner,
+            eos=self._eos,
+            longest=self.limits.longest,
+            arrival=self._arrivals,
+        )
+        if live.output_len and (len(live.ids) >= live.last_len or live.ids[-1] in live.stop_ids):
+            raise InvalidRequest("ids: the answer they hold has ended, want one to go on with")
+        if not live.output_len:
+            self._check_load(len(live.ids))
+        self._book.add(live)
+        self._compose.enqueue(live)
+
+    def _check(self, request: Submit) -> None:
+        ids, prompt_len = request.ids, request.prompt_len
+        if not 0 < prompt_len <= len(ids):
+            raise InvalidRequest(f"prompt_len: got {prompt_len} of {len(ids)} ids, want 1 or more")
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens: got {request.sampling.max_tokens}, want 1 or more")
+        vocabulary = self.limits.vocab_size
+        if min(ids) < 0 or (vocabulary and max(ids) >= vocabulary):
+            bad = min(ids) if min(ids) < 0 else max(ids)
+            raise InvalidRequest(f"ids: got token {bad}, want one in [0, {vocabulary or 'inf'})")
+        if prompt_len >= self.limits.longest or len(ids) > self.limits.longest:
+            raise PromptTooLong(
+                f"prompt: got {max(prompt_len, len(ids))} tokens, want less than "
+                f"{self.limits.longest} (max_model_len {self.limits.max_model_len}, "
+                f"KV cache {self.limits.kv_tokens} tokens)"
+            )
+
+    def _check_load(self, tokens: int) -> None:
+        queued = self._compose.queued_tokens
+        excess = queued + tokens - self.limits.max_queued_tokens
+        if queued and excess > 0:
+            raise Overloaded(
+                f"{queued} tokens wait already, {tokens} more would pass "
+                f"max_queued_tokens={self.limits.max_queued_tokens}",
+                retry_after_s=self._drain.retry_after_s(excess),
+            )
+
+    def cancel(self, owner: bytes, request_id: bytes, attempt: int) -> bool:
+        """Drop a request of this attempt or an older one; its slot is freed by the next header.
+
+        Whether there was one.
+        """
+        live = self._book.get((owner, request_id))
+        if live is None or live.attempt > attempt:
+            return False
+        self._remove(live)
+        return True
+
+    def drop_owner(self, owner: bytes) -> int:
+        """Drop all requests of a gateway that is gone; how many."""
+        dropped = self._book.of_owner(owner)
+        for live in dropped:
+            self._remove(live)
+        return len(dropped)
+
+    def replay(
+        self, owner: bytes, request_id: bytes, attempt: int, position: int
+    ) -> list[OwnedEvent]:
+        """The events of an attempt again, from output ``position`` on; see `RequestBook.replay`."""
+        return self._book.replay((owner, request_id), attempt, position)
+
+    # Steps
+
+    @property
+    def max_in_flight(self) -> int:
+        """Most steps between `next_step` and `complete` at any time: the credit of the links."""
+        return self.limits.stages + 1
+
+    def next_step(self, now_s: float) -> ScheduledStep | None:
+        """The next step, or None when nothing can run or enough is in flight.
+
+        A step without rows tells the stages what to free, as soon as there is something. One stage
+        has one step with rows at a time; more have one more than there are stages, so that a
+        prompt's chunk is at hand while results travel back.
+        """
+        steps = len(self._in_flight)
+        if steps >= self.max_in_flight:
+            return None
+        draft = Draft()
+        if self.limits.stages > 1 or not any(flight.segments for flight in self._in_flight):
+            self._compose.add_decodes(
+                draft, steps_in_flight=self._decode_steps, rows_in_flight=self._decode_rows
+            )
+            self._compose.add_prefills(draft)
+        frees = self._compose.running.take_frees()
+        if not draft.segments and not frees:
+            return None
+        self._steps += 1
+        header = StepHeader(
+            step=self._steps,
+            frees=frees,
+            adopts=tuple(draft.adopts),
+            segments=tuple(draft.segments),
+        )
+        work = draft.work
+        self._in_flight.append(
+            _InFlight(
+                header.step,
+                header.segments,
+                draft.requests,
+                work,
+                draft.decode_rows,
+                draft.prompt_tokens,
+                now_s,
+            )
+        )
+        self._decode_steps += draft.decode_rows > 0
+        self._decode_rows += draft.decode_rows
+        predicted_s = self._cost.ring_s(work) if work.tokens else 0.0
+        return ScheduledStep(header, np.array(draft.ids, dtype=np.int32), predicted_s)
+
+    def complete(self, done: StepDone, now_s: float) -> list[OwnedEvent]:
+        """Take a step's results in; the events that follow, at most one per request.
+
+        A step with an error fails its requests and no others. A step from before a `restart` is
+        ignored. Raises `WireError`, and changes nothing, for a step out of order and for rows
+        that are not those the step asked for.
+        """
+        oldest = self._in_flight[0].step if self._in_flight else self._steps + 1
+        if done.step < oldest:
+            return []
+        if done.step > oldest or not self._in_flight:
+            raise WireError(f"step done: got {done.step}, want {oldest}, the oldest in flight")
+        flight = self._in_flight[0]
+        rows = [] if done.error else _rows_by_segment(flight.segments, done.rows)
+        self._in_flight.popleft()
+        self._decode_steps -= flight.decode_rows > 0
+        self._decode_rows -= flight.decode_rows
+        self._account(flight, done, now_s)
+        if done.error:
+            return self._fail_step(flight, done.error)
+        events: list[OwnedEvent] = []
+        ready = self._compose.ready
+        for index, new in rows:
+            request = flight.requests[index]
+            segment = flight.segments[index]
+            if request.slot != segment.slot or request.generation != segment.generation:
+                continue
+            event = request.accept(new)
+            self._output_tokens += len(event.event.ids)
+            events.append(event)
+            if request.finish:
+                self._remove(request)
+            else:
+                ready[request.arrival] = request
+        return events
+
+    def _fail_step(self, flight: _InFlight, error: str) -> list[OwnedEvent]:
+        events = []
+        for request, segment in zip(flight.requests, flight.segments, strict=True):
+            if request.slot == segment.slot and request.generation == segment.generation:
+                events.append(request.fail(error, EngineError.kind))
+                self._remove(request)
+        return events
+
+    def _account(self, flight: _InFlight, done: StepDone, now_s: float) -> None:
+        """Learn from a step that came back."""
+        busy_s = max(0.0, now_s - max(self._completed_s, flight.sent_s))
+        self._completed_s = now_s
+        self._drain.observe(flight.prompt_tokens, busy_s)
+        self._prompt_tokens += flight.prompt_tokens
+        if done.error or len(done.trace) != self.limits.stages:
+            return
+        for stage, time in enumerate(done.trace):
+            self._busy_ns[stage] += time.compute_ns
+            self._idle_ns[stage] += time.idle_ns
+        work = flight.work
+        if work.tokens:
+            self._cost.observe(work, [time.compute_ns * 1e-9 for time in done.trace])
+            if not work.prefill and flight.decode_rows:
+                self._compose.cohorts.observe(work.tokens)
+
+    def _remove(self, request: LiveRequest) -> None:
+        self._compose.withdraw(request)
+        self._book.remove(request)
+
+    # Membership
+
+    def restart(self) -> None:
+        """Stages lost what they kept: every request is computed again from the ids it has.
+
+        Steps in flight are forgotten; their StepDone, should one still come, is ignored. The
+        stages must have dropped all slots: what was freed meanwhile is not told to them.
+        """
+        self._in_flight.clear()
+        self._decode_steps = self._decode_rows = 0
+        self._compose.restart()
+
+    def fail_all(self, reason: str, kind: str = PipelineUnavailable.kind) -> list[OwnedEvent]:
+        """End every live request with an error; the events that say so."""
+        events = []
+        for request in list(self._book):
+            events.append(request.fail(reason, kind))
+            self._remove(request)
+        return events
+
+    def stats(self) -> SchedulerStats:
+        """Counts for /metrics and for a gateway's choice of replica."""
+        compose = self._compose
+        return SchedulerStats(
+            running=len(compose.running),
+            waiting=len(compose.waiting),
+            in_flight=len(self._in_flight),
+            queued_tokens=compose.queued_tokens,
+            kv_tokens=self.limits.kv_tokens,
+            kv_tokens_free=compose.running.blocks.free_blocks * self.limits.block_size,
+            cohorts=compose.cohort_count,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            preemptions=compose.preemptions,
+            stage_busy_s=tuple(ns * 1e-9 for ns in self._busy_ns),
+            stage_idle_s=tuple(ns * 1e-9 for ns in self._idle_ns),
+        )
+
+    def tables(self) -> dict[int, tuple[int, int, tuple[int, ...]]]:
+        """Slot -> (generation, computed length, blocks), as every stage's `SlotTable` has it."""
+        return {
+            request.slot: (request.generation, request.computed, tuple(request.lease.blocks))
+            for request in self._compose.running
+            if request.lease is not None
+        }
+
+    def check_integrity(self) -> None:
+        """Assert that nothing is lost or held twice; O(live + pool), for tests and idle times."""
+        compose = self._compose
+        compose.check_integrity()
+        assert len(self._book) == len(compose.running) + len(compose.waiting)
+        flights = self._in_flight
+        assert self._decode_rows == sum(flight.decode_rows for flight in flights)
+        assert self._decode_steps == sum(flight.decode_rows > 0 for flight in flights)
+        awaited: set[int] = set()
+        for flight in flights:
+            for request, segment in zip(flight.requests, flight.segments, strict=True):
+                tenure = request.slot == segment.slot and request.generation == segment.generation
+                if segment.sample and tenure:
+                    assert request.arrival not in awaited, "a row is in two steps in flight"
+                    awaited.add(request.arrival)
+        queued = compose.prefilling.keys() | compose.ready.keys()
+        assert awaited.isdisjoint(compose.ready)
+        assert awaited | queued == {request.arrival for request in compose.running}
+
+
+def _rows_by_segment(
+    segments: Sequence[SegmentHeader], rows: Sequence[RowResult]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """(index of the segment, new ids) for each sampled segment; `WireError` unless rows match."""
+    sampled = [index for index, segment in enumerate(segments) if segment.sample]
+    if len(rows) != len(sampled):
+        raise WireError(f"step done: got {len(rows)} rows, want {len(sampled)}")
+    found = []
+    for index, row in zip(sampled, rows, strict=True):
+        slot, generation, start, count, _, _ = segments[index]
+        if (row.slot, row.generation, row.position) != (slot, generation, start + count):
+            raise WireError(f"step done: got {row}, want the row of {segments[index]}")
+        if not row.ids:
+            raise WireError(f"step done: got no ids for slot {slot}, want 1 or more")
+        found.append((index, row.ids))
+    return found

@@ -1,0 +1,142 @@
+"""A stage's side of the block tables: what each slot holds, built from step headers only.
+
+Knows no tensor, no request and no scheduler: it follows what headers say, and says `WireError`
+where they contradict themselves. In the flow: every stage's loop, stage 0's too, gives each
+`StepHeader` to `SlotTable.apply` in order and makes its batch from the segments that come back.
+A header that names a ``failed`` step is applied all the same: its frees, adopts and blocks count.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lamella_contract.errors import WireError
+from lamella_contract.wire import Adopt, Free, SegmentHeader, StepHeader
+
+_NOBODY = -1
+
+
+class SlotSegment(NamedTuple):
+    """Rows ``[start, start + count)`` of a slot; the fields of a batch's segment, in its order.
+
+    ``blocks`` is int32 [ceil((start + count) / block_size)], the sequence's block table: a view
+    that stays true until the slot is adopted anew.
+    """
+
+    slot: int
+    start: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    blocks: npt.NDArray[np.int32]
+    sample: bool
+
+
+class SlotTable:
+    """Generation, filled length and blocks of every slot of one stage.
+
+    A call costs O(segments + new blocks). After a `WireError` the table is undefined: `reset` it.
+    """
+
+    def __init__(
+        self, *, num_blocks: int, block_size: int, max_sequences: int, max_model_len: int
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_sequences = max_sequences
+        most = min(num_blocks, -(-max_model_len // block_size))
+        self._blocks = np.zeros((max_sequences, most), np.int32)
+        self._owner = [_NOBODY] * num_blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every slot: another incarnation or epoch begins."""
+        self._generations = [0] * self.max_sequences
+        self._live = [False] * self.max_sequences
+        self._filled = [0] * self.max_sequences
+        self._used = [0] * self.max_sequences
+        self._owner[:] = [_NOBODY] * self.num_blocks
+
+    def live(self) -> dict[int, tuple[int, int, tuple[int, ...]]]:
+        """What is held, for /status and tests: slot -> (generation, filled length, blocks)."""
+        return {
+            slot: (self._generations[slot], self._filled[slot], self.blocks_of(slot))
+            for slot in range(self.max_sequences)
+            if self._live[slot]
+        }
+
+    def blocks_of(self, slot: int) -> tuple[int, ...]:
+        return tuple(self._blocks[slot, : self._used[slot]].tolist())
+
+    def apply(self, header: StepHeader) -> list[SlotSegment]:
+        """Follow a header: frees, then adopts, then segments; the segments to compute."""
+        for free in header.frees:
+            self._free(free)
+        for adopt in header.adopts:
+            self._adopt(adopt)
+        return [self._segment(segment) for segment in header.segments]
+
+    def _free(self, free: Free) -> None:
+        self._check(free.slot, free.generation, "free")
+        owner = self._owner
+        for block in self.blocks_of(free.slot):
+            owner[block] = _NOBODY
+        self._live[free.slot] = False
+
+    def _adopt(self, adopt: Adopt) -> None:
+        slot = adopt.slot
+        if slot >= self.max_sequences:
+            raise WireError(f"adopt: got slot {slot}, want one below {self.max_sequences}")
+        if self._live[slot] or adopt.generation <= self._generations[slot]:
+            raise WireError(
+                f"adopt: slot {slot} is {'live' if self._live[slot] else 'free'} in generation "
+                f"{self._generations[slot]}, got {adopt.generation}; want a free slot and a newer"
+            )
+        self._generations[slot] = adopt.generation
+        self._live[slot] = True
+        self._filled[slot] = self._used[slot] = 0
+
+    def _segment(self, segment: SegmentHeader) -> SlotSegment:
+        slot, generation, start, count, sample, new_blocks = segment
+        self._check(slot, generation, "segment")
+        used = self._used[slot]
+        if new_blocks:
+            used = self._append(slot, used, new_blocks)
+        end = start + count
+        needed = -(-end // self.block_size)
+        # Rows before the filled length may be computed again, none may be left out.
+        if count < 1 or start > self._filled[slot] or needed > used:
+            raise WireError(
+                f"segment: got rows [{start}, {end}) of slot {slot}, want 1 or more from at most "
+                f"{self._filled[slot]} on, within {used} blocks of {self.block_size}"
+            )
+        self._filled[slot] = end
+        return SlotSegment(slot, start, count, self._blocks[slot, :needed], sample)
+
+    def _append(self, slot: int, used: int, new_blocks: tuple[int, ...]) -> int:
+        end = used + len(new_blocks)
+        if end > self._blocks.shape[1]:
+            raise WireError(
+                f"segment: got {end} blocks for slot {slot}, want at most {self._blocks.shape[1]}"
+            )
+        owner = self._owner
+        for block in new_blocks:
+            if block >= self.num_blocks or owner[block] != _NOBODY:
+                raise WireError(
+                    f"segment: got block {block} for slot {slot}, want a free one "
+                    f"below {self.num_blocks}"
+                )
+            owner[block] = slot
+        self._blocks[slot, used:end] = new_blocks
+        self._used[slot] = end
+        return end
+
+    def _check(self, slot: int, generation: int, what: str) -> None:
+        if slot >= self.max_sequences or not self._live[slot]:
+            raise WireError(f"{what}: got slot {slot}, want one that was adopted")
+        if self._generations[slot] != generation:
+            raise WireError(
+                f"{what}: got generation {generation} of slot {slot}, want "
+                f"{self._generations[slot]}"
+            )
