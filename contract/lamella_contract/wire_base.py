@@ -195,10 +195,12 @@ class Reader:
         start = self._take(size)
         return bytes(self._buf[start : self._offset])
 
-    def text(self, size: int) -> str:
-        """The next ``size`` bytes as UTF-8."""
+    def text(self, size: int, limit: int = 255) -> str:
+        """The next ``size`` bytes, at most ``limit``, as UTF-8."""
         if not size:
             return ""
+        if size > limit:
+            raise WireError(f"text: got {size} bytes, want at most {limit}")
         try:
             return self.raw(size).decode()
         except UnicodeDecodeError as reason:

@@ -232,8 +232,10 @@ def _read_error(reader: Reader) -> tuple[str, str, float]:
     retry_after_s, kind_bytes, text_bytes = reader.unpack(EVENT_ERROR)
     if not math.isfinite(retry_after_s):
         raise WireError(f"event: retry_after_s is {retry_after_s}, want a finite number")
+    if not (kind_bytes or text_bytes or retry_after_s):
+        raise WireError("event: its error is flagged and empty")
     kind = reader.text(kind_bytes)
-    return reader.text(text_bytes), kind, retry_after_s
+    return reader.text(text_bytes, MAX_TEXT), kind, retry_after_s
 
 
 def _id(request_id: bytes) -> bytes:

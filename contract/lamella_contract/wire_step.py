@@ -30,7 +30,6 @@ from lamella_contract.wire_base import (
 )
 
 MAX_TEXT = 4096  # bytes of an error's message; longer ones are cut
-MAX_NAME = 255  # bytes of a tensor's name or dtype
 
 # step, failed text bytes, then the counts of frees, segments, trace, tensors, adopts
 STEP = struct.Struct("<QH5I")
@@ -190,7 +189,7 @@ def decode_step(buf: Buffer) -> tuple[Envelope, StepHeader]:
     trace = tuple(map(StageTime._make, reader.records(TRACE, n_trace)))
     tensors = tuple([_read_tensor(reader) for _ in range(n_tensors)])
     adopts = tuple([_read_adopt(reader) for _ in range(n_adopts)])
-    failed = reader.text(failed_bytes)
+    failed = reader.text(failed_bytes, MAX_TEXT)
     reader.finish()
     return envelope, StepHeader(step, frees, adopts, segments, trace, tensors, failed)
 
@@ -238,7 +237,7 @@ def decode_step_done(buf: Buffer) -> tuple[Envelope, StepDone]:
         rows.append(RowResult(slot, generation, position, ids[taken : taken + n_ids]))
         taken += n_ids
     trace = tuple(map(StageTime._make, reader.records(TRACE, n_trace)))
-    error = reader.text(error_bytes)
+    error = reader.text(error_bytes, MAX_TEXT)
     reader.finish()
     return envelope, StepDone(step, tuple(rows), trace, error)
 
