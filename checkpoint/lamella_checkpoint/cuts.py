@@ -29,7 +29,10 @@ class FamilyTraits:
 
 def num_layers(config: Any) -> int:
     """Decoder layers of a text config, under whichever name the family uses."""
-    for field in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+    fields = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if config.model_type == "longcat_flash":  # two attentions per layer, counted as two by HF
+        fields = ("num_layers",)
+    for field in fields:
         value = getattr(config, field, None)
         if isinstance(value, int) and value > 0:
             return value
@@ -86,10 +89,18 @@ def _shared_kv(config: Any) -> Mapping[int, str]:
     return {index: reason for index in range(first_donor + 1, layers)}
 
 
+def _nowhere(config: Any) -> Mapping[int, str]:
+    """The layers are run several times over, as a loop: no cut leaves a straight line."""
+    reason = f"{config.model_type} runs its layers in a loop, so all of them stay on one stage"
+    return {index: reason for index in range(1, num_layers(config))}
+
+
 TRAITS: Mapping[str, FamilyTraits] = {
     traits.model_type: traits
     for traits in (
         FamilyTraits("gemma3n_text", _shared_kv),
         FamilyTraits("gemma4_text", _shared_kv),
+        FamilyTraits("gemma4_unified_text", _shared_kv),
+        FamilyTraits("hrm_text", _nowhere),
     )
 }

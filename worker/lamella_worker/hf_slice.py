@@ -42,7 +42,7 @@ class HfSlice:
         self.config = self.decoder.config
         self.boundary: Boundary = boundary_of(self.config.model_type)
         self.num_layers = layout.num_layers
-        self.layers = model.get_submodule(layout.layers_path)
+        self.layers = model.get_submodule(layout.layers_path) if layout.layers else ()
         self._received: Bundle = {}
         self._sent: Bundle = {}
         self._parameters = {
@@ -106,6 +106,8 @@ class HfSlice:
         bundle = {"hidden": torch.zeros(shape, dtype=self.dtype, device=self.device)}
         if self.boundary.token_ids:
             bundle["token_ids"] = ids
+        for name, _ in self.boundary.outputs:
+            bundle[name] = torch.zeros(tokens, 1, dtype=torch.int64, device=self.device)
         return bundle
 
     def _arguments(
@@ -149,12 +151,24 @@ class HfSlice:
             return hidden.unsqueeze(0)
         return hidden.transpose(0, 1).unsqueeze(1)  # [streams, 1, tokens, hidden]
 
+    def _widened(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Chosen positions `[tokens, k]` padded to one width, so that sequences can be packed.
+
+        A repeated position chooses nothing new.
+        """
+        width = int(self.config.index_topk) if name == "topk_indices" else value.shape[-1]
+        missing = width - value.shape[-1]
+        if missing <= 0:
+            return value
+        return torch.cat([value, value[:, :1].expand(-1, missing)], dim=-1)
+
     def _install_hooks(self) -> None:
         for index, layer in enumerate(self.layers):
             if index >= self.first and (index == self.first or self.boundary.per_layer):
                 forward = _forward_parameters(layer if index < self.last else self.layers[self.first])
                 layer.register_forward_pre_hook(self._before(index, forward), with_kwargs=True)
         if not self.is_last:
+            assert self.layers, "a family without a straight line of layers has one stage"
             self.layers[self.last - 1].register_forward_hook(self._after())
 
     def _before(self, index: int, parameters: list[str]) -> Callable[..., Any]:
@@ -185,7 +199,7 @@ class HfSlice:
                 self._sent["hidden"] = output[0]
                 for (name, _), value in zip(self.boundary.outputs, output[1:], strict=False):
                     if value is not None:
-                        self._sent[name] = value[0]
+                        self._sent[name] = self._widened(name, value[0])
             else:
                 self._sent["hidden"] = output
 
@@ -209,6 +223,31 @@ def model_class(config: Any) -> Any:
         ) from None
 
 
+# What a checkpoint with images or sound calls its language model, and what the language model's own
+# class calls it.
+_TEXT_NAMES = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+
+
+def text_only(config: Any) -> tuple[Any, Any, dict[str, str]]:
+    """The class, config and renamings that serve a model's text.
+
+    A model that also takes images or sound is served by the class of its language model, so that
+    no tower is built.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return model_class(config), config, {}
+    text = copy.deepcopy(text)
+    text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return model_class(text), text, _TEXT_NAMES
+    return model_class(config), config, {}
+
+
 def build_slice(
     config: Any,
     first: int,
@@ -224,7 +263,7 @@ def build_slice(
     `attention` names a function registered with transformers; None lets the family choose.
     """
     transformers_logging.disable_progress_bar()
-    cls = model_class(config)
+    cls, config, names = text_only(config)
     config = copy.deepcopy(config)
     if attention is not None:
         config._attn_implementation = attention
@@ -235,7 +274,7 @@ def build_slice(
         raise InvalidConfig(
             f"layers [{first}, {last}) of a model with {layout.num_layers}: wanted 0 <= first < last"
         )
-    renamings = Renamings.of(model, dtype)
+    renamings = Renamings.of(model, dtype, names)
     cut(model, layout, first, last, dtype)
     load_weights(model, renamings, reader, dtype)
     model.to(device)

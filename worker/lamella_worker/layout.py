@@ -43,6 +43,11 @@ _USED_BEFORE = {
     ),
 }
 
+# Parts that serve images and sound only, though they stand among the decoder's children.
+_FEATURES = {"phi4_multimodal": ("embed_tokens_extend",)}
+# Families whose layers are no straight line: one stage runs all of the model.
+_LOOPED = ("hrm_text",)
+
 
 class Absent(nn.Module):
     """Stands where another stage's module stood: returns its first argument, owns nothing.
@@ -75,18 +80,29 @@ class AbsentLayer(Absent):
         return hidden if self._extras is None else (hidden, *([None] * self._extras))
 
 
+class AbsentFeatures(Absent):
+    """Stands for what merges images or sound into the embeddings: text alone passes through."""
+
+    def forward(self, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
+        return args[1] if inputs_embeds is None else inputs_embeds
+
+
 class AbsentProjection(Absent):
     """Stands for an embedding or a linear map: zeros of the right width, whatever comes in."""
 
     def __init__(self, replaced: nn.Embedding | nn.Linear, dtype: torch.dtype) -> None:
         super().__init__(replaced)
         self._from_ids = isinstance(replaced, nn.Embedding)
+        # A table of positions may be called with a mask: one row of zeros broadcasts.
+        self._is_positions = "Position" in type(replaced).__name__
         width = replaced.embedding_dim if self._from_ids else replaced.out_features
         self._width, self._dtype = int(width), dtype  # type: ignore[arg-type]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         rows: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
         shape = rows.shape if self._from_ids else rows.shape[:-1]
+        if self._is_positions:
+            shape = torch.Size((1, 1))
         return torch.zeros(*shape, self._width, dtype=self._dtype, device=rows.device)
 
 
@@ -108,8 +124,8 @@ class Layout:
 
     @property
     def layers_path(self) -> str:
-        """Path of the list of layers."""
-        return joined(self.decoder, self.layers)
+        """Path of the list of layers; "" when the family has no straight line of them."""
+        return joined(self.decoder, self.layers) if self.layers else ""
 
 
 def joined(*parts: str) -> str:
@@ -119,11 +135,16 @@ def joined(*parts: str) -> str:
 
 def find_layout(model: Any) -> Layout:
     """Find the parts of a causal language model; UnsupportedFamily when no layers are found."""
+    if model.config.model_type in _LOOPED:
+        path = _path_of(model, model.get_decoder()) or ""
+        return Layout(path, "", int(model.config.num_hidden_layers), (), (), (), None)
     decoder_path, layers_name = _find_layers(model)
     decoder = model.get_submodule(decoder_path)
     head = _path_of(model, model.get_output_embeddings())
     before, after = _children_around(decoder, layers_name, decoder_path)
-    unused: list[str] = []
+    family = decoder.config.model_type
+    unused = [joined(decoder_path, name) for name in _FEATURES.get(family, ())]
+    before, after = ([p for p in side if p not in unused] for side in (before, after))
     steps = decoder_path.split(".") if decoder_path else []
     for depth in range(len(steps)):
         ancestor = ".".join(steps[:depth])
@@ -206,6 +227,8 @@ def cut(model: Any, layout: Layout, first: int, last: int, dtype: torch.dtype) -
 
     A module that a kept one is tied to stays (the embedding on the last stage).
     """
+    if not layout.layers:
+        return
     layers = model.get_submodule(layout.layers_path)
     for index in range(layout.num_layers):
         if not first <= index < last:
@@ -239,7 +262,9 @@ def replace(model: nn.Module, path: str, dtype: torch.dtype) -> None:
     parent = model.get_submodule(parent_path)
     old = model.get_submodule(path)
     new: nn.Module
-    if isinstance(old, nn.Embedding | nn.Linear):
+    if path.rpartition(".")[2] in {name for names in _FEATURES.values() for name in names}:
+        new = AbsentFeatures(old)
+    elif isinstance(old, nn.Embedding | nn.Linear):
         new = AbsentProjection(old, dtype)
     elif isinstance(old, nn.ModuleList):
         new = nn.ModuleList([_stand_in(child, dtype) for child in old])

@@ -20,6 +20,8 @@ from lamella_worker.slot_cache import (
     SlotCache,
     fresh_layers,
     pages_fit,
+    slot_cache,
+    was_used,
 )
 
 
@@ -32,7 +34,7 @@ class SequentialRunner:
         self._cursor = Cursor()
         self._slots: dict[int, SlotCache] = {}
         self._lengths: dict[int, int] = {}
-        self._owned = range(piece.first, piece.last)
+        self._owned: frozenset[int] = frozenset()  # cache layers that this slice fills
 
     @property
     def kv_bytes(self) -> int:
@@ -110,17 +112,18 @@ class SequentialRunner:
         for index in self.pool.shapes:
             window = getattr(layers[index], "sliding_window", None)
             layers[index] = PagedLayer(self.pool, index, window, self._cursor)
-        return SlotCache(layers, self._cursor, self._owned)
+        return slot_cache(self.piece.config, layers, self._cursor, self._owned)
 
     @torch.inference_mode()
     def _kv_shapes(self) -> dict[int, KVShape]:
         """Learn from one token what each owned layer hands to the cache."""
         layers = fresh_layers(self.piece.config, self.piece.num_layers)
+        self._owned = frozenset(range(len(layers)))
         for index, layer in enumerate(layers):
-            if index in self._owned and pages_fit(layer):
+            if pages_fit(layer):
                 layers[index] = RecordingLayer(layer)
         self._cursor.start, self._cursor.count = 0, 1
-        cache = SlotCache(layers, self._cursor, self._owned)
+        cache = slot_cache(self.piece.config, layers, self._cursor, self._owned)
         self.piece.forward(
             probe_inputs(self.piece),
             torch.zeros(1, dtype=torch.int64, device=self.piece.device),
@@ -128,6 +131,7 @@ class SequentialRunner:
             cache=cache,
             use_cache=True,
         )
+        self._owned = frozenset(i for i, layer in enumerate(layers) if was_used(layer))
         found = {i: x for i, x in enumerate(layers) if isinstance(x, RecordingLayer)}
         return {i: x.shape for i, x in found.items() if x.shape is not None and x.updates == 1}
 

@@ -21,6 +21,8 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
 from lamella_worker.batch import Segment, contiguous_start, table_rows
 from lamella_worker.cache import KVShape, PagedPool, rows_tensor
 
@@ -100,8 +102,8 @@ def _mask_sizes(start: int, count: int, window: int | None) -> tuple[int, int]:
 class SlotCache(Cache):  # type: ignore[misc]
     """The cache that one slot's forward passes see."""
 
-    def __init__(self, layers: list[Any], cursor: Cursor, owned: range) -> None:
-        super().__init__(layers=layers)
+    def __init__(self, layers: list[Any], cursor: Cursor, owned: frozenset[int]) -> None:
+        Cache.__init__(self, layers=layers)
         self.cursor, self.owned = cursor, owned
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -121,6 +123,29 @@ class SlotCache(Cache):  # type: ignore[misc]
         if layer_idx is None or layer_idx not in self.owned:
             return self.cursor.start > 0
         return bool(super().has_previous_state(layer_idx, state_idx))
+
+
+class LinearSlotCache(SlotCache, MiniMaxCache):  # type: ignore[misc]
+    """For MiniMax, whose code insists on its own cache class for its linear attention."""
+
+    def __init__(self, layers: list[Any], cursor: Cursor, owned: frozenset[int]) -> None:
+        SlotCache.__init__(self, layers, cursor, owned)
+        self.linear_cache: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
+        self.linear_cache[layer_idx] = linear_cache
+
+    def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+        return self.linear_cache.get(layer_idx)
+
+
+def slot_cache(config: Any, layers: list[Any], cursor: Cursor, owned: frozenset[int]) -> SlotCache:
+    """The cache for one slot of a family."""
+    cls = LinearSlotCache if config.model_type == "minimax" else SlotCache
+    return cls(layers, cursor, owned)
 
 
 def fresh_layers(config: Any, num_layers: int) -> list[Any]:
@@ -155,3 +180,13 @@ class RecordingLayer(DynamicLayer):  # type: ignore[misc]
         if len(k) == len(v) == 4 and k[:3] == v[:3] and k[0] == 1 and k[2] == 1:
             self.shape = KVShape(heads=k[1], k_dim=k[3], v_dim=v[3])
         return key_states, value_states
+
+
+def was_used(layer: Any) -> bool:
+    """True when a forward pass left something in this cache layer."""
+    if isinstance(layer, RecordingLayer):
+        return layer.updates > 0
+    states = getattr(layer, "has_previous_state", None)
+    if isinstance(states, dict) and any(states.values()):
+        return True
+    return bool(getattr(layer, "is_initialized", False)) and getattr(layer, "keys", None) is not None

@@ -50,9 +50,11 @@ class Renamings:
     dtype_plan: dict[str, torch.dtype]
 
     @classmethod
-    def of(cls, model: Any, dtype: torch.dtype) -> "Renamings":
-        """Of an uncut model on the meta device."""
-        mapping = get_model_conversion_mapping(model)
+    def of(
+        cls, model: Any, dtype: torch.dtype, names: Mapping[str, str] | None = None
+    ) -> "Renamings":
+        """Of an uncut model on the meta device; `names` are patterns to rename first."""
+        mapping = get_model_conversion_mapping(model, dict(names) if names else None)
         return cls(
             mapping=mapping,
             renamings=[m for m in mapping if isinstance(m, WeightRenaming)],
