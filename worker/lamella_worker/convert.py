@@ -75,7 +75,6 @@ def _write(source: Path, folder: Path, dtype: str, digest: str) -> None:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     log.info("reading %s", source.name, extra={"bytes": source.stat().st_size})
     model = _load(source, torch.float32)
     # A model that still believes itself quantized saves a config that no loader wants.
@@ -140,14 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "lamella")
     parser.add_argument("--dtype", default="float32", choices=names.DTYPES)
     options = parser.parse_args(arguments)
+    # transformers draws bars of its own, thousands of lines where nobody looks at a terminal.
+    os.environ["TQDM_DISABLE"] = "1"
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         source = gguf.find_gguf(options.gguf)
         if source is None:
             raise ModelNotFound(f"{options.gguf} is not a GGUF file and holds none")
-        out_dir = options.out_dir or gguf.converted_folder(
-            source, options.cache_dir, options.dtype
-        )
+        out_dir = options.out_dir or gguf.converted_folder(source, options.cache_dir, options.dtype)
         folder = convert(source, out_dir, dtype=options.dtype)
     except (ModelNotFound, CorruptModel, UnsupportedFamily, DiskFull, FileExistsError) as error:
         sys.stderr.write(f"{error}\n")

@@ -1,0 +1,98 @@
+"""Which part of the pipeline a tensor belongs to, read off its name.
+
+Knows names, no tensors and no code of any family. Decoder layers stand in a numbered list
+(``model.layers.3.…``, ``transformer.h.3.…``); of what stands outside the list, embeddings are the
+first stage's, and the last norm and the head are the last stage's. Planning needs no more; a stage
+itself asks transformers which tensors its modules load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["embedding", "layer", "final", "head", "ignored"]
+
+# The name of a numbered list of decoder layers, with everything before it.
+_LAYER = re.compile(
+    r"^(?P<prefix>(?:.*?\.)??)(?P<list>layers|layer|h|blocks|block|decoder_layers)"
+    r"\.(?P<index>\d+)\."
+)
+# Towers and helpers that a text model never loads.
+_ASIDE = re.compile(
+    r"(^|\.)(vision|visual|image|img|audio|speech|video|talker|code2wav|token2wav|multi_modal"
+    r"|multimodal|mm_|vq|encoder\.|embed_vision|embed_audio|mtp|draft|aligner|merger|connector"
+    r"|perceiver|resampler|whisper)"
+)
+_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|lm_head_proj|unembed)\.")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed|wte|wpe|tok_embeddings|word_embeddings|position_embedding|token_embed"
+    r"|embeddings?\.|project_in|per_layer_model_projection|per_layer_projection_norm"
+    r"|altup_projections|pre_ln)"
+)
+# Outside the list and after it although the name says nothing of an end.
+_FINAL = re.compile(r"(^|\.)(altup_unembed|project_out)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor belongs; ``layer`` is its index when ``part`` is "layer", else -1."""
+
+    part: Part
+    layer: int = -1
+
+
+def places(names: Iterable[str], num_layers: int) -> Mapping[str, Place]:
+    """The place of every tensor of a model with ``num_layers`` decoder layers.
+
+    Several numbered lists (a vision tower beside the decoder) are told apart: towers by their
+    names, and of what remains the list that covers most layers is the decoder. Tensors of layers
+    beyond ``num_layers`` (multi-token prediction heads) are ignored.
+    """
+    listed = list(names)
+    decoder = _decoder_prefix(listed, num_layers)
+    return {name: _place(name, decoder, num_layers) for name in listed}
+
+
+def _place(name: str, decoder: str | None, num_layers: int) -> Place:
+    if _BUFFER.search(name):
+        return Place("ignored")
+    match = _layer_match(name)
+    if match is not None:
+        index = int(match["index"])
+        inside = match["prefix"] + match["list"] == decoder and index < num_layers
+        return Place("layer", index) if inside else Place("ignored")
+    if _ASIDE.search(name):
+        return Place("ignored")
+    if _HEAD.search(name):
+        return Place("head")
+    if _FINAL.search(name):
+        return Place("final")
+    if _EMBEDDING.search(name):
+        return Place("embedding")
+    return Place("final")
+
+
+def _layer_match(name: str) -> re.Match[str] | None:
+    return _LAYER.match(name)
+
+
+def _decoder_prefix(names: Iterable[str], num_layers: int) -> str | None:
+    """``model.layers``, ``transformer.h``, …: the numbered list that holds the decoder."""
+    seen: dict[str, set[int]] = {}
+    sizes: Counter[str] = Counter()
+    for name in names:
+        match = _layer_match(name)
+        if match is None or _ASIDE.search(match["prefix"]):
+            continue
+        path = match["prefix"] + match["list"]
+        seen.setdefault(path, set()).add(int(match["index"]))
+        sizes[path] += 1
+    if not seen:
+        return None
+    wanted = set(range(num_layers))
+    return max(seen, key=lambda path: (len(seen[path] & wanted), sizes[path], path))
