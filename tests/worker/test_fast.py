@@ -1,0 +1,290 @@
+"""The fast runner against transformers' own code, in float32, family by family.
+
+One oracle: the unsplit Hugging Face model run on each sequence alone, without a cache. The stages run as the
+workers run them: two sequences of very different lengths packed in one batch, prefill in chunks,
+then decode, through 1, 2 and 3 stages with pages from a shuffled pool.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
+
+from lamella_worker.batch import Segment, StepBatch
+from lamella_worker.fast import FastRunner, supports, tensor_names
+from lamella_worker.fast_table import FAMILIES, spec_of
+
+BLOCK = 4
+LENGTHS = (41, 9)  # tokens of the two sequences before decode
+STEPS = 6
+MAX_LEN = 64
+
+TINY: dict[str, Any] = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+ROPE = {"rope_theta": 10000.0}
+LONG = [1.0 + 0.5 * i for i in range(4)]
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": LONG,
+    "rope_theta": 10000.0,
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama": dict(model_type="llama"),
+    "llama-tied-biased": dict(
+        model_type="llama", tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+    "llama-mha-wide-heads": dict(model_type="llama", num_key_value_heads=4, head_dim=16),
+    "llama-gelu": dict(model_type="llama", hidden_act="gelu"),
+    "llama-linear": dict(
+        model_type="llama", rope_parameters={"rope_type": "linear", "factor": 2.0, **ROPE}
+    ),
+    "llama-llama3": dict(
+        model_type="llama",
+        rope_parameters={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+            **ROPE,
+        },
+    ),
+    "llama-yarn": dict(
+        model_type="llama",
+        rope_parameters={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            **ROPE,
+        },
+    ),
+    "llama-dynamic": dict(
+        model_type="llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, **ROPE}
+    ),
+    "mistral-window": dict(model_type="mistral", sliding_window=7),
+    "mistral-full": dict(model_type="mistral", sliding_window=None),
+    "ministral": dict(
+        model_type="ministral",
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    ),
+    "qwen2": dict(model_type="qwen2"),
+    "qwen2-window": dict(
+        model_type="qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=2
+    ),
+    "qwen3": dict(model_type="qwen3", head_dim=16),
+    "qwen3-tied": dict(model_type="qwen3", head_dim=16, tie_word_embeddings=True),
+    "gemma": dict(model_type="gemma", head_dim=16, hidden_act="gelu_pytorch_tanh"),
+    "gemma2": dict(model_type="gemma2", head_dim=16, sliding_window=6, query_pre_attn_scalar=24),
+    "gemma3": dict(
+        model_type="gemma3_text",
+        head_dim=16,
+        sliding_window=6,
+        query_pre_attn_scalar=24,
+        num_key_value_heads=1,
+        sliding_window_pattern=3,
+        final_logit_softcapping=5.0,
+    ),
+    "phi3": dict(model_type="phi3"),
+    "phi3-window": dict(model_type="phi3", sliding_window=7),
+    "phi3-longrope": dict(
+        model_type="phi3", original_max_position_embeddings=16, rope_parameters=LONGROPE
+    ),
+    "phi3-partial": dict(
+        model_type="phi3", rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5, **ROPE}
+    ),
+    "olmo": dict(model_type="olmo", clip_qkv=0.3),
+    "olmo2": dict(model_type="olmo2"),
+    "olmo3": dict(model_type="olmo3", sliding_window=6),
+    "exaone4": dict(model_type="exaone4", sliding_window=6, sliding_window_pattern=2),
+    "exaone4-full": dict(model_type="exaone4", sliding_window=None),
+    "granite": dict(
+        model_type="granite",
+        attention_multiplier=0.2,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        logits_scaling=2.0,
+    ),
+    "smollm3": dict(model_type="smollm3"),
+    "smollm3-window": dict(model_type="smollm3", use_sliding_window=True, sliding_window=6),
+    "cohere": dict(model_type="cohere", use_qk_norm=True),
+    "cohere-plain": dict(model_type="cohere"),
+    "cohere2": dict(model_type="cohere2", sliding_window=6),
+    "starcoder2": dict(model_type="starcoder2", use_bias=True, sliding_window=7),
+    "stablelm": dict(model_type="stablelm", use_qkv_bias=True),
+    "stablelm-parallel": dict(model_type="stablelm", use_parallel_residual=True),
+    "glm": dict(model_type="glm", head_dim=16, attention_bias=True),
+    "glm4": dict(model_type="glm4", head_dim=16),
+    "helium": dict(model_type="helium", head_dim=8),
+    "seed_oss": dict(model_type="seed_oss", head_dim=16),
+    "arcee": dict(model_type="arcee"),
+    "ernie4_5": dict(model_type="ernie4_5", head_dim=16, use_bias=True),
+    "nemotron": dict(model_type="nemotron"),
+}
+
+
+class DictReader:
+    """Tensors of a state dict; remembers what was read."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.seen: list[str] = []
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        self.seen += names
+        return {name: self.tensors[name].clone() for name in names}
+
+
+def make_config(case: dict[str, Any]) -> Any:
+    kwargs = {**TINY, **copy.deepcopy(case)}
+    return transformers.AutoConfig.for_model(kwargs.pop("model_type"), **kwargs)
+
+
+def make_model(config: Any, seed: int = 0) -> Any:
+    """A random Hugging Face model whose norms and biases are not trivial."""
+    torch.manual_seed(seed)
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            if parameter.dim() == 1 or "norm" in name:
+                parameter.add_(0.1 * noise)
+            else:
+                parameter.copy_(0.15 * noise)
+    return model
+
+
+def make_stages(config: Any, model: Any, cuts: Sequence[int], **kwargs: Any) -> list[FastRunner]:
+    tensors = model.state_dict()
+    bounds = [*cuts, config.num_hidden_layers]
+    stages = []
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        runner = FastRunner.build(config, first, last, DictReader(tensors), torch.float32, "cpu")
+        runner.setup_caches(
+            num_blocks=40, block_size=BLOCK, max_sequences=4, max_model_len=MAX_LEN, **kwargs
+        )
+        stages.append(runner)
+    return stages
+
+
+def run(stages: list[FastRunner], batch: StepBatch, ids: np.ndarray) -> torch.Tensor:
+    bundle = {"token_ids": torch.from_numpy(ids)}
+    for stage in stages:
+        bundle = stage.step(batch, bundle)
+        stage.pool.check_integrity([(s.slot, s.blocks) for s in batch.segments])
+    return bundle["logits"]
+
+
+def tables(scattered: bool, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Block tables for sequences of up to `sizes` tokens."""
+    order = np.arange(40, dtype=np.int32)
+    if scattered:
+        np.random.default_rng(1).shuffle(order)
+    counts = [-(-size // BLOCK) for size in sizes]
+    ends = np.cumsum([0, *counts])
+    return [order[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def serve(
+    stages: list[FastRunner], prompts: list[np.ndarray], steps: int, *, scattered: bool, chunk: int
+) -> list[np.ndarray]:
+    """Greedy logits per sequence, [steps + 1, vocabulary], with given continuations teacher-forced."""
+    blocks = tables(scattered, [len(p) for p in prompts])
+    lengths = [len(p) - steps for p in prompts]
+    done = [0] * len(prompts)
+    logits: list[list[np.ndarray]] = [[] for _ in prompts]
+    while any(d < len(p) for d, p in zip(done, prompts, strict=True)):
+        segments, ids = [], []
+        for slot, prompt in enumerate(prompts):
+            left = lengths[slot] - done[slot]
+            if done[slot] == len(prompt):
+                continue
+            count = min(chunk, left) if left > 0 else 1
+            end = done[slot] + count
+            sample = end >= lengths[slot]
+            table = blocks[slot][: -(-end // BLOCK)]
+            segments.append(Segment(slot, done[slot], count, table, sample))
+            ids.append(prompt[done[slot] : end])
+            done[slot] = end
+        batch = StepBatch(tuple(segments), BLOCK)
+        batch.check(40)
+        found = run(stages, batch, np.concatenate(ids)).numpy()
+        for row, segment in enumerate(batch.sampled):
+            logits[segment.slot].append(found[row])
+    return [np.stack(rows) for rows in logits]
+
+
+def oracle(model: Any, prompt: np.ndarray, steps: int) -> np.ndarray:
+    """Logits after the prompt and after each further token, from the unsplit model alone."""
+    with torch.inference_mode():
+        ids = torch.from_numpy(prompt)[None]
+        all_logits = model(input_ids=ids, use_cache=False).logits[0]
+    return all_logits[len(prompt) - steps - 1 :].numpy()
+
+
+def fix_frequencies(model: Any) -> None:
+    """Make the oracle rotate as for a sequence of the served length, whatever it is given.
+
+    Long-rope and dynamic NTK follow the longest row that a call holds; a server fixes them at load.
+    """
+    rotary = model.model.rotary_emb
+    if getattr(rotary, "rope_type", "default") not in ("longrope", "dynamic"):
+        return
+    with torch.inference_mode():
+        init = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[rotary.rope_type]
+        inv_freq, _ = init(rotary.config, None, seq_len=MAX_LEN)
+    for name in ("inv_freq", "original_inv_freq"):
+        setattr(rotary, name, torch.nn.Buffer(inv_freq.clone(), persistent=False))
+    rotary.long_inv_freq = inv_freq
+
+
+def prompts_of(config: Any, lengths: Sequence[int]) -> list[np.ndarray]:
+    draw = np.random.default_rng(7)
+    return [draw.integers(3, config.vocab_size, n).astype(np.int64) for n in lengths]
+
+
+SPLITS = [
+    pytest.param((0,), False, 16, id="unsplit"),
+    pytest.param((0, 3), True, 11, id="two-stages"),
+    pytest.param((0, 1, 3), True, 64, id="three-stages"),
+]
+
+
+@pytest.mark.parametrize(("cuts", "scattered", "chunk"), SPLITS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equal_to_unsplit_hugging_face(case, cuts, scattered, chunk):
+    config = make_config(CASES[case])
+    model = make_model(config)
+    fix_frequencies(model)
+    assert supports(config)
+    prompts = prompts_of(config, [n + STEPS for n in LENGTHS])
+    stages = make_stages(config, model, cuts)
+    found = serve(stages, prompts, STEPS, scattered=scattered, chunk=chunk)
+    for prompt, logits in zip(prompts, found, strict=True):
+        wanted = oracle(model, prompt, STEPS)
+        assert logits.shape == wanted.shape
+        scale = max(1.0, float(np.abs(wanted).max()))
+        assert float(np.abs(logits - wanted).max()) / scale < 1e-5
+
+
+def test_every_family_of_the_table_is_tried():
+    assert {case["model_type"] for case in CASES.values()} == set(FAMILIES)
