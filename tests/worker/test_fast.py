@@ -82,6 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral-full": dict(model_type="mistral", sliding_window=None),
     "ministral": dict(
         model_type="ministral",
+        head_dim=8,
         sliding_window=7,
         layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     ),
@@ -114,7 +115,9 @@ CASES: dict[str, dict[str, Any]] = {
     "olmo2": dict(model_type="olmo2"),
     "olmo3": dict(model_type="olmo3", sliding_window=6),
     "exaone4": dict(model_type="exaone4", sliding_window=6, sliding_window_pattern=2),
-    "exaone4-full": dict(model_type="exaone4", sliding_window=None),
+    "exaone4-full": dict(
+        model_type="exaone4", sliding_window=None, layer_types=["full_attention"] * 5
+    ),
     "granite": dict(
         model_type="granite",
         attention_multiplier=0.2,

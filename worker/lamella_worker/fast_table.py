@@ -118,7 +118,7 @@ def _llama(c: Config) -> DecoderSpec:
         intermediate=int(c.intermediate_size),
         vocab=int(c.vocab_size),
         norm=NormSpec(eps=1e-6 if eps is None else float(eps)),
-        activation=_activation(getattr(c, "hidden_act", None)),
+        activation=_activation(_either(c, "hidden_act", "hidden_activation")),
         scale=head_dim**-0.5,
         windows=(None,) * layers,
         ropes=kinds if is_nested(c) else ("",) * layers,
@@ -182,7 +182,6 @@ def _gemma2(c: Config) -> DecoderSpec:
         typed,
         norm=replace(typed.norm, offset=1.0),
         norms=_SANDWICH,
-        activation=_activation(c.hidden_activation),
         embed_scale=typed.hidden**0.5,
         scale=float(c.query_pre_attn_scalar) ** -0.5,
         attention_softcap=c.attn_logit_softcapping,
@@ -447,6 +446,11 @@ def _rotary_dim(config: Config, head_dim: int) -> int:
     if config.model_type in _PARTIAL:
         partial = rope_parameters(config, None).get("partial_rotary_factor") or 1.0
     return int(head_dim * partial)
+
+
+def _either(config: Config, name: str, other: str) -> Any:
+    """The first field, or the second in families that lack the first."""
+    return getattr(config, name) if hasattr(config, name) else getattr(config, other, None)
 
 
 def _activation(name: object) -> str:
