@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from lamella_worker.batch import Bundle
 from lamella_worker.bundles import Boundary, boundary_of
 from lamella_worker.layout import Layout, cut, extra_outputs, find_layout
-from lamella_worker.weights import Renamings, TensorReader, load_weights
+from lamella_worker.readers import TensorReader
+from lamella_worker.weights import Renamings, load_weights
 
 log = logging.getLogger(__name__)
 

@@ -1,53 +1,80 @@
-"""Tensors of a model's files as torch tensors, read by exact byte ranges.
+"""A model's tensors as torch tensors, read by exact byte ranges.
 
-Knows no layer and no name of the model's code (weights.py does).
+Knows files and dtypes, no layer and no name of the model's code (weights.py does). It stands
+between lamella_checkpoint, which knows no torch, and the loaders of the runners.
 """
 
-import json
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from lamella_checkpoint.headers import TensorInfo, read_headers
+from lamella_checkpoint.slices import SliceReader
+from lamella_checkpoint.source import LocalSource, Source
+from lamella_contract.errors import CorruptModel, MissingTensor
 
-_DTYPES = {
+_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu, "C64": torch.complex64,
 }  # fmt: skip
 
 
-class FolderReader:
-    """Reads tensors of the safetensors files in a local folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._infos: dict[str, tuple[Path, str, list[int], int, int]] = {}
-        self.bytes_read = 0
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size))
-            for name, info in header.items():
-                if name != "__metadata__":
-                    a, b = info["data_offsets"]
-                    self._infos[name] = (
-                        path, info["dtype"], info["shape"], 8 + size + a, 8 + size + b,
-                    )  # fmt: skip
+class TensorReader(Protocol):
+    """What the loaders need of a model's files."""
 
     @property
     def names(self) -> Iterable[str]:
+        """Names of all tensors in the model's files."""
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Exactly these tensors, as stored; MissingTensor when one is in no file."""
+
+
+class SourceReader:
+    """Reads tensors of a checkpoint source; counts what it read and what was needed."""
+
+    def __init__(
+        self, source: Source, infos: Mapping[str, TensorInfo] | None = None, max_workers: int = 8
+    ) -> None:
+        self._source = source
+        self._infos = read_headers(source) if infos is None else infos
+        self._max_workers = max_workers
+        self.bytes_read = 0
+        self.bytes_needed = 0
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Names of all tensors in the model's files."""
         return self._infos.keys()
 
-    def read(self, names: Sequence[str]) -> Mapping[str, torch.Tensor]:
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Exactly these tensors, as stored, each in memory of its own."""
+        missing = [name for name in names if name not in self._infos]
+        if missing:
+            raise MissingTensor(f"{missing[:4]}: in no file of {self._source.uri}")
+        infos = [self._infos[name] for name in names]
+        slices = SliceReader(self._source, infos, max_workers=self._max_workers)
         tensors = {}
-        for name in names:
-            path, dtype, shape, start, end = self._infos[name]
-            with path.open("rb") as file:
-                file.seek(start)
-                buffer = bytearray(file.read(end - start))
-            self.bytes_read += len(buffer)
-            if not buffer:
-                tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype])
-                continue
-            tensors[name] = torch.frombuffer(buffer, dtype=_DTYPES[dtype]).view(shape)
+        for name, buffer in slices:
+            tensors[name] = _as_tensor(torch.from_numpy(buffer), self._infos[name])
+        self.bytes_read += slices.bytes_read
+        self.bytes_needed += slices.bytes_needed
         return tensors
+
+
+def _as_tensor(data: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    dtype = _DTYPES.get(info.dtype)
+    if dtype is None:
+        raise CorruptModel(f"{info.name}: dtype {info.dtype} is none that torch can hold")
+    if data.numel() == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    return data.view(dtype).view(info.shape)
+
+
+def folder_reader(folder: Path) -> SourceReader:
+    """A reader of the safetensors files in a local folder."""
+    return SourceReader(LocalSource(folder))

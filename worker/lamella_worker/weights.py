@@ -9,9 +9,9 @@ those alone are read, one group of targets at a time, and given to transformers'
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lamella_contract.errors import CorruptModel, MissingTensor
@@ -25,16 +25,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-
-class TensorReader(Protocol):
-    """What a slice needs of a model's files (lamella_checkpoint's reader, or a test's dict)."""
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors in the model's files."""
-
-    def read(self, names: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Exactly these tensors, as stored."""
+from lamella_worker.readers import TensorReader
 
 
 @dataclass(frozen=True, slots=True)

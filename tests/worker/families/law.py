@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lamella_worker.batch import Segment, StepBatch
 from lamella_worker.model import build_runner
-from lamella_worker.readers import FolderReader
+from lamella_worker.readers import folder_reader
 
 BLOCK = 4
 BLOCKS = 32
@@ -129,7 +129,7 @@ def build_stages(folder: Path, splits: tuple[int, ...], num_layers: int, kind: s
     ends = (*splits[1:], num_layers)
     runners = []
     for first, last in zip(splits, ends, strict=True):
-        reader = FolderReader(folder)
+        reader = folder_reader(folder)
         runner = build_runner(
             config, first, last, reader, dtype=torch.float32, device="cpu", runner=kind
         )

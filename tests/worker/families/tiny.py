@@ -236,7 +236,7 @@ def shrink_tower(stored: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "crop_size": 28,
         "num_key_value_heads": 2, "head_dim": 8, "ext_pw_out_channel": 16, "depth": 1,
         "nemo_conv_channels": 16, "depthwise_separable_out_channel": 16, "input_size": 16,
-        "kv_channels": 8, "adapter_in_dim": 16, "conf_num_hidden_layers": 1, "num_heads": 2, "out_hidden_size": 32,
+        "kv_channels": 8, "adapter_in_dim": 16, "adapter_input_size": 16, "conf_num_hidden_layers": 1, "num_heads": 2, "out_hidden_size": 32,
     }  # fmt: skip
     stored = {k: v for k, v in stored.items() if k != "per_layer_config"}
     return {**stored, **{k: v for k, v in small.items() if isinstance(stored.get(k), int)}}
