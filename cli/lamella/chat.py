@@ -1,4 +1,7 @@
-"""`lamella chat`: talk to an endpoint in the terminal. Knows the OpenAI API, nothing of what is behind it."""
+"""`lamella chat`: talk to an endpoint in the terminal.
+
+Knows the OpenAI API and a terminal, nothing of what is behind the endpoint.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +11,10 @@ import httpx
 from lamella import client
 from lamella.errors import EndpointError
 
-HELP = "/new starts over, /system TEXT sets the system prompt, /quit or Ctrl-D ends; Ctrl-C stops an answer."
+HELP = (
+    "/new starts over, /system TEXT sets the system prompt, /quit or Ctrl-D ends, "
+    "Ctrl-C stops an answer."
+)
 
 
 @dataclass(frozen=True, slots=True)

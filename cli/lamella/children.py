@@ -32,8 +32,8 @@ class ChildSpec:
 class Child:
     """A running process that leads a process group of its own.
 
-    The group is what makes the end certain: whatever the child forked goes with it, and a terminal's Ctrl-C reaches
-    only the supervisor, which then ends the children in its own order.
+    The group is what makes the end certain: whatever the child forked goes with it, and a
+    terminal's Ctrl-C reaches only the supervisor, which then ends the children in its own order.
     """
 
     def __init__(self, spec: ChildSpec) -> None:
@@ -60,7 +60,8 @@ class Child:
         return self._process.pid
 
     def read_lines(self) -> list[str]:
-        """Complete lines that the child (or what it forked) wrote since the last call; never blocks."""
+        """Complete lines that the child (or what it forked) wrote since the last call; never
+        blocks."""
         found: list[str] = []
         while (chunk := _read_some(self.output.fileno())) is not None:
             if not chunk:
@@ -72,7 +73,8 @@ class Child:
         return found
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative for a signal. Looks without reaping: its group keeps its number."""
+        """None while it runs; negative for a signal. Looks without reaping: its group keeps its
+        number."""
         if self._process.returncode is not None:
             return self._process.returncode
         info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -86,10 +88,12 @@ class Child:
             os.killpg(self.pid, number)
 
     def reap(self) -> None:
-        """Kills what is left of the group and collects it. Call once the child has ended, or to end it now."""
+        """Kills what is left of the group and collects it. Call once the child has ended, or to end
+        it now."""
         self.signal(signal.SIGKILL)
         self._process.wait()
-        # Orphans of the group come to this process (subreaper); wait, so that none is left when we return.
+        # Orphans of the group come to this process (subreaper); wait, so that none is left when we
+        # return.
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-self.pid, 0)
@@ -137,7 +141,8 @@ class Janitor:
 
 
 def become_subreaper() -> None:
-    """Makes orphans of the children come to this process, so that their end can be waited for (Linux)."""
+    """Makes orphans of the children come to this process, so that their end can be waited for
+    (Linux)."""
     import ctypes  # 10 ms, and only a supervisor needs it
 
     pr_set_child_subreaper = 36

@@ -57,7 +57,9 @@ def model_name(http: httpx.Client, url: str) -> str:
     except httpx.HTTPStatusError as error:
         raise EndpointError(error_text(error.response.status_code, error.response.text)) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise EndpointError(f"{url}: no answer ({error}); is it running? try `lamella status`") from error
+        raise EndpointError(
+            f"{url}: no answer ({error}); is it running? try `lamella status`"
+        ) from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise EndpointError(f"{url}/v1/models: got no model, want an OpenAI endpoint") from error
 

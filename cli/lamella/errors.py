@@ -44,7 +44,9 @@ class ChildFailed(LamellaError):
     def __init__(self, *, name: str, code: int, lines: tuple[str, ...]) -> None:
         self.name, self.code, self.lines = name, code, lines
         said = [line for line in lines if line.strip()]
-        super().__init__(f"{name} ended with code {code}: {said[-1] if said else 'it said nothing'}")
+        super().__init__(
+            f"{name} ended with code {code}: {said[-1] if said else 'it said nothing'}"
+        )
 
 
 class StageFailed(LamellaError):

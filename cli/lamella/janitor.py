@@ -1,10 +1,12 @@
-"""The janitor: outlives a supervisor that was killed outright, ends its processes, removes its run directory.
+"""The janitor: cleans up after a supervisor that was killed outright.
 
-Knows process groups and one directory, nothing of models. `local.Supervisor` starts it first, in a session of its
-own, and tells it by lines on its standard input which process groups live ("+123", "-123"). A clean end is "done".
-When the input ends without "done" the supervisor is dead (SIGKILL, out of memory), and the janitor acts.
+Knows process groups and one directory, nothing of models. `local.Supervisor` starts it first, in a
+session of its own, and tells it by lines on its standard input which process groups live ("+123",
+"-123"). A clean end is "done". When the input ends without "done" the supervisor is dead (SIGKILL,
+out of memory), and the janitor acts.
 
-It is run by path with `python -I -S`, so it starts in about 10 ms and may import the standard library only.
+It is run by path with `python -I -S`, so it starts in about 10 ms and may import the standard
+library only.
 """
 
 import os
@@ -30,7 +32,8 @@ def watch(lines: TextIO) -> set[int] | None:
 
 def main(run_dir: str) -> None:
     """Waits for the end of standard input, then cleans up."""
-    # A terminal's Ctrl-C and a SIGTERM to the session are the supervisor's business: it will say "done".
+    # A terminal's Ctrl-C and a SIGTERM to the session are the supervisor's business: it will say
+    # "done".
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     groups = watch(sys.stdin)

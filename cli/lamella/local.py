@@ -1,7 +1,7 @@
-"""The supervisor of local mode: starts the processes of one pipeline, starts them again, ends them all.
+"""The supervisor of local mode: starts processes, starts them again, ends them all.
 
-Knows processes and signals; knows nothing of models, plans or HTTP (`serve` gives it commands to run and a `tick`
-that looks at the pipeline). It plays the part that the kubelet plays in a cluster.
+Knows processes and signals; knows nothing of models, plans or HTTP (`serve` gives it commands to
+run and a `tick` that looks at the pipeline). It plays the part that the kubelet plays in a cluster.
 
     serve ──> Supervisor ──> worker parent (forks the stages, and forks them again)
                         └──> gateway
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 GRACE_S = 1.7
-"""How long children may take to end by themselves (a worker parent gives its stages 1.5 s); what is left is killed,
-within the 2 s of a stop."""
+"""How long children may take to end by themselves (a worker parent gives its stages 1.5 s); what is
+left is killed, within the 2 s of a stop."""
 BAD_INPUT_EXITS = (2, os.EX_CONFIG)
 """A child that ends so has told what is wrong with its input: starting it again cannot help."""
 FAILURES_BEFORE_READY = 3
@@ -35,12 +35,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """A signal asked this process to stop. Raised out of whatever ran; the context manager then ends the children."""
+    """A signal asked this process to stop. Raised out of whatever ran; the context manager then
+    ends the children."""
 
 
 @dataclass(slots=True)
 class BackOff:
-    """How long to wait before a process that ended is started again: doubling, and forgiving after a good run."""
+    """How long to wait before a process that ended is started again: doubling, and forgiving after
+    a good run."""
 
     initial_s: float = 0.1
     longest_s: float = 10.0
@@ -68,7 +70,8 @@ class Supervisor:
 
     1. `__enter__` takes the signals and starts the janitor.
     2. `start` starts a child, also long before `run`: the worker imports while the plan is made.
-    3. `run` waits: output is handed on, an ended child is started again with back-off, `tick` is called each 0.1 s.
+    3. `run` waits: it hands output on, starts an ended child again with back-off, and calls
+       `tick` each 0.1 s.
     4. `__exit__` ends every child within 2 s and removes the run directory, whatever happened.
     """
 
@@ -80,7 +83,8 @@ class Supervisor:
         self._stop = False
         self._waiting = False
         self.ready = False
-        """Set once the pipeline has been ready: from then on a child that ends is started again without limit."""
+        """Set once the pipeline has been ready: from then on a child that ends is started again
+        without limit."""
 
     def __enter__(self) -> "Supervisor":
         become_subreaper()
@@ -134,7 +138,8 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
-        # In `run` the wake-up descriptor ends the wait; anywhere else (planning, starting) only an exception does.
+        # In `run` the wake-up descriptor ends the wait; anywhere else (planning, starting) only an
+        # exception does.
         if not self._waiting:
             self._waiting = True
             raise Interrupted

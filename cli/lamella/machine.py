@@ -9,22 +9,22 @@ import random
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamella.errors import NoSpace, PortInUse, UsageError
 from lamella_contract import names
 
-from lamella.errors import NoSpace, PortInUse, UsageError
-
 _PORTS = range(20_000, 30_000)
-"""Below Linux's ephemeral range (32768 and up): no outgoing connection takes one of these between the choice and
-the bind, nor while a crashed stage is being started again."""
+"""Below Linux's ephemeral range (32768 and up): no outgoing connection takes one of these between
+the choice and the bind, nor while a crashed stage is being started again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`cores`: the CPU numbers this process may use. `free_bytes`: memory that can be taken without swapping.
+    """`cores`: the CPU numbers this process may use. `free_bytes`: memory that can be taken without
+    swapping.
 
     `gpu_free_bytes`: one number per CUDA device, empty without any.
     """
@@ -40,7 +40,8 @@ def look() -> Machine:
 
 
 def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where converted and downloaded models are kept: LAMELLA_HOME, or the user's cache directory."""
+    """Where converted and downloaded models are kept: LAMELLA_HOME, or the user's cache
+    directory."""
     if home := environment.get(names.ENV_HOME, ""):
         return Path(home)
     base = environment.get("XDG_CACHE_HOME", "")
@@ -70,7 +71,9 @@ def require_port(host: str, port: int) -> None:
         with _bound(host, port):
             return
     except PermissionError as error:
-        raise UsageError(f"--port: got {port}, want one this user may open (1024 or more)") from error
+        raise UsageError(
+            f"--port: got {port}, want one this user may open (1024 or more)"
+        ) from error
     except socket.gaierror as error:
         raise UsageError(f"--host: got {host!r}, want an address of this machine") from error
     except OSError as error:
@@ -81,21 +84,24 @@ def require_port(host: str, port: int) -> None:
 
 
 def require_space(directory: Path, wanted_bytes: int, what: str) -> None:
-    """Raises NoSpace when the file system of `directory` (made if missing) has less than wanted_bytes free."""
+    """Raises NoSpace when the file system of `directory` (made if missing) has less than
+    wanted_bytes free."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{directory}: cannot be made ({error.strerror}); set LAMELLA_HOME") from error
+        raise UsageError(
+            f"{directory}: cannot be made ({error.strerror}); set LAMELLA_HOME"
+        ) from error
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes < wanted_bytes:
         raise NoSpace(
-            f"{directory}: {free_bytes / 1e9:.1f} GB free, {what} wants {wanted_bytes / 1e9:.1f} GB; "
-            "free some or set LAMELLA_HOME to another disk"
+            f"{directory}: {free_bytes / 1e9:.1f} GB free, {what} wants "
+            f"{wanted_bytes / 1e9:.1f} GB; free some or set LAMELLA_HOME to another disk"
         )
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int):  # type: ignore[no-untyped-def]
+def _bound(host: str, port: int) -> Iterator[None]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do, or a port whose last connection closed a moment ago would look taken.

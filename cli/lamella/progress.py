@@ -78,7 +78,8 @@ class Bars:
 
 
 class Lines:
-    """A line when a stage's state changes, and every two seconds while it loads: for logs and pipes."""
+    """A line when a stage's state changes, and every two seconds while it loads: for logs and
+    pipes."""
 
     def __init__(self, console: Console, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._console = console

@@ -1,7 +1,7 @@
 """The private directory of one run: stage configs, key files, nothing that outlives the run.
 
-Knows nothing of what the files mean. `serve` makes one, `local` removes it at the end, and the janitor removes it
-when the supervisor was killed outright.
+Knows nothing of what the files mean. `serve` makes one, `local` removes it at the end, and the
+janitor removes it when the supervisor was killed outright.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import zmq
 
-_PREFIX = "lamella-"
+PREFIX = "lamella-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls) -> "RunDirectory":
-        """Under $XDG_RUNTIME_DIR (memory, this user's only) when there is one, else the temp dir."""
+        """Under $XDG_RUNTIME_DIR (memory, this user's only) when there is one, else the temp
+        dir."""
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         base = runtime if runtime and os.access(runtime, os.W_OK | os.X_OK) else None
-        return cls(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)))
+        return cls(Path(tempfile.mkdtemp(prefix=PREFIX, dir=base)))
 
     def file(self, name: str) -> Path:
         """Where the file of that name is or will be."""

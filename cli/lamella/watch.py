@@ -1,7 +1,7 @@
 """Looks at a pipeline from outside: each stage's /status and whether the gateway takes requests.
 
-Knows addresses and JSON, nothing of processes or terminals. A thread of its own asks, because a stopped stage makes
-an answer late and the supervisor must not wait for it; `latest` never blocks.
+Knows addresses and JSON, nothing of processes or terminals. A thread of its own asks, because a
+stopped stage makes an answer late and the supervisor must not wait for it; `latest` never blocks.
 """
 
 import http.client
@@ -33,7 +33,8 @@ class StageStatus:
 
     @classmethod
     def parse(cls, stage: int, document: dict[str, Any]) -> "StageStatus":
-        """Reads the fields it knows, whatever else stands there: the stage may be newer than this."""
+        """Reads the fields it knows, whatever else stands there: the stage may be newer than
+        this."""
         eta = document.get("eta_s")
         return cls(
             stage=stage,
@@ -87,12 +88,22 @@ def look(stage_ports: tuple[int, ...], gateway_host: str, gateway_port: int) -> 
     stages = []
     for stage, port in enumerate(stage_ports):
         document = get_json(names.LOOPBACK, port, names.PATH_STATUS)
-        stages.append(StageStatus(stage) if document is None else StageStatus.parse(stage, document))
+        stages.append(
+            StageStatus(stage) if document is None else StageStatus.parse(stage, document)
+        )
     answer = get(gateway_host, gateway_port, names.PATH_READY)
     if answer is None:
         return Snapshot(tuple(stages), False, "the gateway does not answer yet")
-    reason = "" if answer[0] == 200 else answer[1].decode("utf-8", "replace").strip()
-    return Snapshot(tuple(stages), answer[0] == 200, reason)
+    ready = answer[0] == 200
+    return Snapshot(tuple(stages), ready, "" if ready else _reason(answer[1]))
+
+
+def _reason(body: bytes) -> str:
+    """Why the gateway is not ready, in its own words."""
+    try:
+        return str(json.loads(body)["reason"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode("utf-8", "replace").strip()
 
 
 class Watcher:

@@ -42,7 +42,8 @@ class Started:
         self._lines.put(None)
 
     def wait_for(self, wanted: Callable[[str], bool] | str, timeout_s: float = 15.0) -> str:
-        """The first line not yet taken that begins with `wanted` (or for which it is true); takes it."""
+        """The first line not yet taken that begins with `wanted` (or for which it is true); takes
+        it."""
         test = wanted if callable(wanted) else lambda line: line.startswith(wanted)
         deadline = time.monotonic() + timeout_s
         for line in self._untaken:
@@ -53,7 +54,9 @@ class Started:
             try:
                 line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.001))
             except queue.Empty:
-                raise AssertionError(f"no {wanted!r} in {timeout_s} s; seen:\n" + self.text) from None
+                raise AssertionError(
+                    f"no {wanted!r} in {timeout_s} s; seen:\n" + self.text
+                ) from None
             if line is None:
                 raise AssertionError(f"ended before {wanted!r}; seen:\n" + self.text)
             self.seen.append(line)

@@ -17,7 +17,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 FORKING = (
     "import os,time\n"
     "child = os.fork()\n"
-    "os.write(1, f'{\"up\" if child else \"stage\"} {os.getpid()}\\n'.encode())\n"
+    'os.write(1, f\'{"up" if child else "stage"} {os.getpid()}\\n\'.encode())\n'
     "time.sleep(600)"
 )
 
@@ -29,8 +29,12 @@ def pid_in(line: str) -> int:
     return int(line.split()[-1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-@pytest.mark.parametrize("code", [SLEEPER, STUBBORN, FORKING], ids=["obedient", "stubborn", "forking"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name
+)
+@pytest.mark.parametrize(
+    "code", [SLEEPER, STUBBORN, FORKING], ids=["obedient", "stubborn", "forking"]
+)
 def test_a_signal_ends_everything_within_two_seconds(
     supervise: Supervise, is_gone: Gone, tmp_path: Path, code: str, number: signal.Signals
 ) -> None:

@@ -1,6 +1,7 @@
-"""Runs a Supervisor over the commands in argv[1] (JSON list of [name, argv]); prints what it sees, a line each.
+"""Runs a Supervisor over the commands in argv[1] (JSON list of [name, argv]); prints what it sees,
+a line each.
 
-    run-dir PATH | pid NAME PID | line NAME TEXT | failed NAME CODE | stopped
+run-dir PATH | pid NAME PID | line NAME TEXT | failed NAME CODE | stopped
 """
 
 import json
