@@ -46,22 +46,26 @@ class Place:
     layer: int = -1
 
 
-def places(names: Iterable[str], num_layers: int) -> Mapping[str, Place]:
+def places(names: Iterable[str], num_layers: int, *, looped: bool = False) -> Mapping[str, Place]:
     """The place of every tensor of a model with ``num_layers`` decoder layers.
 
     Several numbered lists (a vision tower beside the decoder) are told apart: towers by their
     names, and of what remains the list that covers most layers is the decoder. Tensors of layers
-    beyond ``num_layers`` (multi-token prediction heads) are ignored.
+    beyond ``num_layers`` (multi-token prediction heads) are ignored. A ``looped`` model runs several
+    lists over and over on one stage: all their tensors count as layer 0's.
     """
     listed = list(names)
     decoder = _decoder_prefix(listed, num_layers)
-    return {name: _place(name, decoder, num_layers) for name in listed}
+    found = {name: _place(name, decoder, num_layers) for name in listed}
+    if looped:
+        found |= {name: Place("layer", 0) for name in listed if _LAYER.match(name)}
+    return found
 
 
 def _place(name: str, decoder: str | None, num_layers: int) -> Place:
     if _BUFFER.search(name):
         return Place("ignored")
-    match = _layer_match(name)
+    match = _LAYER.match(name)
     if match is not None:
         index = int(match["index"])
         inside = match["prefix"] + match["list"] == decoder and index < num_layers
@@ -77,16 +81,12 @@ def _place(name: str, decoder: str | None, num_layers: int) -> Place:
     return Place("final")
 
 
-def _layer_match(name: str) -> re.Match[str] | None:
-    return _LAYER.match(name)
-
-
 def _decoder_prefix(names: Iterable[str], num_layers: int) -> str | None:
     """``model.layers``, ``transformer.h``, …: the numbered list that holds the decoder."""
     seen: dict[str, set[int]] = {}
     sizes: Counter[str] = Counter()
     for name in names:
-        match = _layer_match(name)
+        match = _LAYER.match(name)
         if match is None or _ASIDE.search(match["prefix"]):
             continue
         path = match["prefix"] + match["list"]
