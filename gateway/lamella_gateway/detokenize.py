@@ -57,11 +57,14 @@ class Pieces:
 class PieceDetokenizer:
     """For vocabularies whose pieces do not depend on their neighbours."""
 
-    __slots__ = ("_decode", "_decoder", "_pending", "_pieces", "_strip")
+    __slots__ = ("_decode", "_decoder", "_first", "_pending", "_pieces", "_strip")
 
-    def __init__(self, pieces: Pieces, *, strip: bool = False) -> None:
+    def __init__(
+        self, pieces: Pieces, *, strip: bool = False, first: Callable[[int], str] | None = None
+    ) -> None:
         self._pieces = pieces
-        self._strip = strip  # the first character is dropped if it is a space
+        self._strip = strip  # the text's first character is dropped if it is a space
+        self._first = first  # the text of an id that begins a text, where that differs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decode = self._decoder.decode
         self._pending = False  # bytes of an unfinished character are in the decoder
@@ -70,6 +73,8 @@ class PieceDetokenizer:
         text = ""
         for token_id in ids:
             piece = self._pieces(token_id)
+            if self._first is not None and piece:
+                piece, self._first = self._first(token_id), None
             if isinstance(piece, bytes):
                 text += self._decode(piece)
                 self._pending = True
@@ -140,11 +145,16 @@ def detokenizers(
         return lambda context: PieceDetokenizer(pieces)
     if _is_piecewise(kinds):
         pieces = Pieces(_piecewise(backend, skip, byte_tokens="ByteFallback" in kinds))
-        strips = "Strip" in kinds or "Metaspace" in kinds
-        # the leading space belongs to the text only when a text stands before the answer
-        return lambda context: PieceDetokenizer(
-            pieces, strip=strips and all(token_id in skip for token_id in context)
-        )
+        strips = "Strip" in kinds
+        first = _alone(backend) if kinds == ["Metaspace"] else None
+
+        def make(context: Sequence[int]) -> Detokenizer:
+            # the leading space belongs to the text only when a text stands before the answer
+            if all(token_id in skip for token_id in context):
+                return PieceDetokenizer(pieces, strip=strips, first=first)
+            return PieceDetokenizer(pieces)
+
+        return make
     return lambda context: WindowDetokenizer(decode, context)
 
 
@@ -203,6 +213,10 @@ def _piecewise(backend: Any, skip: frozenset[int], *, byte_tokens: bool) -> Call
         return str(text[len(before) :])
 
     return find
+
+
+def _alone(backend: Any) -> Callable[[int], str]:
+    return lambda token_id: str(backend.decode([token_id], skip_special_tokens=False))
 
 
 def _anchor(backend: Any, skip: frozenset[int]) -> int:

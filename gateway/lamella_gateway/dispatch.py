@@ -242,9 +242,12 @@ class Dispatcher:
         for link in self.links:
             link.beat(now_s)
         idle = {link.index: link.idle() for link in self.links if link.ready(now_s)}
-        for replica, replay in self._journal.ask_again(now_s, idle):
-            self._metrics.replays.inc()
-            self._send(replica, replay)
+        for done in self._journal.ask_again(now_s, idle):
+            if isinstance(done, News):
+                self._deliver(done, now_s)
+            else:
+                self._metrics.replays.inc()
+                self._send(*done)
         self._dispatch_pending()
         for entry in self._journal.overdue(now_s, self._deadline_s):
             self._fail(self._tickets[entry.request_id], self._too_late(entry))

@@ -143,38 +143,34 @@ class Journal:
 
     def lost(self, replica: int) -> list[News]:
         """Rule 2: ``replica`` forgot everything. Ends of answers that need no more tokens."""
-        ended = []
-        for entry in list(self._entries.values()):
-            if entry.replica == replica:
-                self.release(entry)
-                finish = self._finish_of(entry)
-                if finish:
-                    self.remove(entry.request_id)
-                    ended.append(News(entry, (), finish))
-        return ended
+        held = [entry for entry in self._entries.values() if entry.replica == replica]
+        return [news for entry in held if (news := self._take_back(entry)) is not None]
 
     def overdue(self, now_s: float, deadline_s: float) -> list[Entry]:
         """Rule 3: entries without news for longer than ``deadline_s``."""
         return [e for e in self._entries.values() if now_s - e.last_news_s > deadline_s]
 
-    def ask_again(self, now_s: float, idle: Mapping[int, bool]) -> list[tuple[int, Replay]]:
-        """Rule 3: replays to send; ``idle`` says of each ready replica if it has nothing to do.
+    def ask_again(self, now_s: float, idle: Mapping[int, bool]) -> list[tuple[int, Replay] | News]:
+        """Rule 3: replays to send, and ends of answers that need no more tokens.
 
-        An entry whose replica is idle was never received there (or its end was lost with the
-        entry): it is released, so that it goes out again.
+        ``idle`` says of each ready replica if it has nothing to do: it never got an entry that it
+        should have, or the entry's end was lost. Such an entry is taken back and goes out again.
         """
-        replays = []
-        for entry in self._entries.values():
+        todo: list[tuple[int, Replay] | News] = []
+        for entry in list(self._entries.values()):
             if entry.replica is None or entry.replica not in idle:
                 continue
             silent_s = now_s - entry.last_news_s
+            done: Replay | News | None = None
             if idle[entry.replica] and silent_s > IDLE_RESUBMIT_S:
-                self.release(entry)
+                done = self._take_back(entry)
             elif silent_s > SILENCE_S:
-                replay = self._ask(entry, now_s, SILENCE_S)
-                if replay is not None:
-                    replays.append((entry.replica, replay))
-        return replays
+                done = self._ask(entry, now_s, SILENCE_S)
+            if isinstance(done, Replay):
+                todo.append((entry.replica, done))
+            elif done is not None:
+                todo.append(done)
+        return todo
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the counters do not add up."""
@@ -183,6 +179,15 @@ class Journal:
             if entry.replica is not None:
                 owed[entry.replica] = owed.get(entry.replica, 0) + entry.owed_tokens()
         assert owed == {replica: n for replica, n in self._owed.items() if n}, (owed, self._owed)
+
+    def _take_back(self, entry: Entry) -> News | None:
+        """Rule 2 for one entry: it is pending again, or ended when it lacks nothing."""
+        self.release(entry)
+        finish = self._finish_of(entry)
+        if not finish:
+            return None
+        self.remove(entry.request_id)
+        return News(entry, (), finish)
 
     def _ask(self, entry: Entry, now_s: float, again_s: float) -> Replay | None:
         if now_s - entry.asked_s < again_s:
