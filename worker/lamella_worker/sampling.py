@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from lamella_contract.wire import Adopt, Free, Sampling
-
-from .sampling_draw import Filters, best, draw
-from .sampling_random import UNIFORM_BITS, as_seed, uniforms
-from .sampling_state import SeenIds
+from lamella_worker.sampling_draw import Filters, best, draw
+from lamella_worker.sampling_random import UNIFORM_BITS, as_seed, uniforms
+from lamella_worker.sampling_state import SeenIds
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .engine_errors import InvalidInput
+from lamella_worker.engine_errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .engine_errors import InvalidInput
+from lamella_worker.engine_errors import InvalidInput
 
 _CARRIED = ("token_count", "position", "step")
 
