@@ -104,7 +104,9 @@ def _indexer_items(layer: Any, index: int, kind: str) -> int:
 
 def _kv_heads(layer: Any) -> Any:
     """Heads of keys and values; a list where layers differ."""
-    if getattr(layer, "multi_query", False) and not getattr(layer, "new_decoder_architecture", 0):
+    if getattr(layer, "multi_query", False) and not getattr(
+        layer, "new_decoder_architecture", False
+    ):
         return 1  # falcon and gpt_bigcode
     names = ("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num")
     return _needed(layer, *names, "num_attention_heads", "n_head", "num_heads")

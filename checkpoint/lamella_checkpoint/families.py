@@ -51,7 +51,7 @@ def places(names: Iterable[str], num_layers: int, *, looped: bool = False) -> Ma
 
     Several numbered lists (a vision tower beside the decoder) are told apart: towers by their
     names, and of what remains the list that covers most layers is the decoder. Tensors of layers
-    beyond ``num_layers`` (multi-token prediction heads) are ignored. A ``looped`` model runs several
+    beyond ``num_layers`` (multi-token prediction heads) are ignored. A ``looped`` model runs its
     lists over and over on one stage: all their tensors count as layer 0's.
     """
     listed = list(names)

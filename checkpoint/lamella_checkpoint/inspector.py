@@ -181,7 +181,7 @@ def _tied(config: Any, placed: Mapping[str, Place]) -> bool:
     return bool(stated) or not has_head
 
 
-def _check_complete(source: Source, placed: Mapping[str, Place], layers: int, tied: bool) -> None:
+def _check_complete(source: Source, placed: Mapping[str, Place], layers: int) -> None:
     """Every layer has tensors, and so has the embedding."""
     present = {place.layer for place in placed.values() if place.part == "layer"}
     absent = sorted(set(range(layers)) - present)
