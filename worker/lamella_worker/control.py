@@ -77,7 +77,7 @@ class StageControl(threading.Thread):
         self._loaded = False
         self._broken = ""
         self._head_heard_s = 0.0
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def run(self) -> None:
         """Beat, listen and pass on until `stop`."""
@@ -85,7 +85,7 @@ class StageControl(threading.Thread):
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._channel.socket, zmq.POLLIN)
         next_beat_s = 0.0
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             now_s = time.monotonic()
             if now_s >= next_beat_s:
                 self._beat()
@@ -98,7 +98,7 @@ class StageControl(threading.Thread):
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
-        self._stop.set()
+        self._ended.set()
 
     def _beat(self) -> None:
         self._pulse.beat()

@@ -105,7 +105,7 @@ class HeadControl(threading.Thread):
         self._gateway_heard_s: dict[bytes, float] = {}
         self._told: PipelineStatus | None = None
         self._sent = 0
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def run(self) -> None:
         """Listen, tick and beat until `stop`."""
@@ -113,7 +113,7 @@ class HeadControl(threading.Thread):
         for socket in (self._stages, self._gateways, self._channel.socket):
             poller.register(socket, zmq.POLLIN)
         next_beat_s = 0.0
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             poller.poll(max(1, int((next_beat_s - time.monotonic()) * 1000)))
             for report in self._channel.drain():
                 self._report(report)
@@ -127,7 +127,7 @@ class HeadControl(threading.Thread):
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
-        self._stop.set()
+        self._ended.set()
 
     def _tick(self, now_s: float) -> None:
         self._pulse.beat()

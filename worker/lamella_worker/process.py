@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import zmq
@@ -40,18 +41,21 @@ from lamella_worker.sampling import Sampler
 from lamella_worker.scheduler import Scheduler
 from lamella_worker.server import StageServer
 from lamella_worker.slots import SlotTable
-from lamella_worker.stage import OutLink, StageLoop, StepRunner
+from lamella_worker.stage import OutLink, StageEngine, StageLoop, StepRunner
 from lamella_worker.telemetry import Telemetry
 from lamella_worker.transport import KeyPair, Network, PullLink
 
 log = logging.getLogger(__name__)
 
+LoadEngine = Callable[[StageConfig, Telemetry], StageEngine]
+"""Makes a stage's engine ready: reads its slice and reserves its pages."""
+
 TRANSIENT = (HubUnreachable, DownloadStalled, RateLimited)
 """Model errors that another try may not meet: the parent starts the stage again."""
 
 
-def run_stage(config: StageConfig, pulse: Pulse) -> int:
-    """Everything that one stage does, from fork to exit."""
+def run_stage(config: StageConfig, pulse: Pulse, load: LoadEngine | None = None) -> int:
+    """Everything that one stage does, from fork to exit. `load` None is `load_engine`."""
     logs.configure(config.role)
     pipeline = config.pipeline
     first, end = pipeline.layer_range(config.stage)
@@ -73,7 +77,7 @@ def run_stage(config: StageConfig, pulse: Pulse) -> int:
                 credit=pipeline.num_stages + 1,
             )
             stack.callback(network.close)
-            serve(config, pulse, telemetry, network, server.port, stop)
+            serve(config, pulse, telemetry, network, server.port, stop, load or load_engine)
     except TRANSIENT:
         log.exception("the model could not be read; it will be tried again")
         return 1
@@ -109,6 +113,7 @@ def serve(
     network: Network,
     http_port: int,
     stop: StopFlag,
+    load: LoadEngine,
 ) -> None:
     """Bind, join, load, then run the loop until told to stop."""
     control_end: ChannelEnd[Order, Report]
@@ -139,7 +144,7 @@ def serve(
         )
     control.start()
     try:
-        engine = load_engine(config, telemetry)
+        engine = load(config, telemetry)
         loop = make_loop(config, engine, telemetry, pulse, network, compute_end, data)
         stop.then(lambda: setattr(loop, "stopping", True))
         compute_end.put(Loaded())
@@ -162,7 +167,7 @@ def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
     return PullLink(socket)
 
 
-def load_engine(config: StageConfig, telemetry: Telemetry) -> TorchDynamicShardInferenceEngine:
+def load_engine(config: StageConfig, telemetry: Telemetry) -> StageEngine:
     """Read this stage's slice; progress shows in `telemetry` all the while."""
     began_s = time.monotonic()
 
@@ -172,16 +177,29 @@ def load_engine(config: StageConfig, telemetry: Telemetry) -> TorchDynamicShardI
         elapsed_s = time.monotonic() - began_s
         load.bytes_per_s = done / elapsed_s if elapsed_s > 0 else 0.0
 
-    engine = TorchDynamicShardInferenceEngine(ShardDownloader(config.cache_dir))
+    downloader = ShardDownloader(
+        cache_dir=config.cache_dir or None, token=read_token(config.hub_token_file)
+    )
+    engine = TorchDynamicShardInferenceEngine(downloader)
     engine.load_stage(config, on_progress)
     telemetry.memory = engine.memory()
     log.info("slice loaded", extra={"seconds": round(time.monotonic() - began_s, 2)})
     return engine
 
 
+def read_token(path: str) -> str | None:
+    """The hub's token from its file; None when no file is named."""
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise InvalidConfig(f"hub_token_file={path!r}: {error}") from error
+
+
 def make_loop(
     config: StageConfig,
-    engine: TorchDynamicShardInferenceEngine,
+    engine: StageEngine,
     telemetry: Telemetry,
     pulse: Pulse,
     network: Network,

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import zmq
@@ -33,7 +34,6 @@ from lamella_contract.wire import (
 )
 from lamella_worker.batch import Bundle, Segment, StepBatch
 from lamella_worker.channel import ChannelEnd
-from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.orders import Broken, Linked, Order, Relink, Report
 from lamella_worker.pulse import Pulse
 from lamella_worker.sampling import FAILED_ROW, Sampler
@@ -51,12 +51,32 @@ LINK_TIMEOUT_S = 3.0
 """A next stage that does not answer by then is not linked; the ring tries again."""
 
 
+class StageEngine(Protocol):
+    """What the loop asks of an engine: `TorchDynamicShardInferenceEngine`, or a test's toy."""
+
+    def step(self, batch: StepBatch, bundle: Bundle) -> Bundle:
+        """Compute one step's rows; the bundle for the next stage, or the sampled rows' logits."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """A sequence is done."""
+        ...
+
+    def reset(self) -> None:
+        """Every sequence is done."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by what they are for."""
+        ...
+
+
 class StepRunner:
     """What every stage does with one step: its tables, its engine, and on the last its sampler."""
 
     def __init__(
         self,
-        engine: TorchDynamicShardInferenceEngine,
+        engine: StageEngine,
         slots: SlotTable,
         sampler: Sampler | None,
         telemetry: Telemetry,

@@ -1,0 +1,257 @@
+"""A real ring of processes with a toy engine, and a small gateway that talks to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from lamella_contract.config import PipelineConfig, StageConfig
+from lamella_contract.wire import (
+    NO_INCARNATION,
+    Cancel,
+    Envelope,
+    Events,
+    Hello,
+    Kind,
+    PipelineStatus,
+    Sampling,
+    Submit,
+    TokenEvent,
+    decode_gateway,
+    encode_gateway,
+)
+
+TOY = Path(__file__).parent / "toy_worker.py"
+PATIENCE_S = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Ring:
+    """The worker process of a toy pipeline, and this test as its gateway."""
+
+    def __init__(self, folder: Path, stages: int, **pipeline: Any) -> None:
+        self.stages = stages
+        ports = free_ports(stages + 2)
+        self.http = ports[2:]
+        self._keys = {
+            role: zmq.curve_keypair()
+            for role in [*(f"stage-{k}" for k in range(stages)), "gateway-0"]
+        }
+        for role, (public, secret) in self._keys.items():
+            pair = {"public": public.decode(), "secret": secret.decode()}
+            (folder / f"{role}.key.json").write_text(json.dumps(pair))
+        sizes = {"num_blocks": 64, "max_sequences": 8, "max_step_tokens": 32} | pipeline
+        self.pipeline = PipelineConfig(
+            name="toy",
+            model_uri="file:/toy",
+            model_path="/toy",
+            commit="",
+            num_layers=stages,
+            splits=tuple(range(stages)),
+            dtype="float32",
+            block_size=4,
+            max_model_len=200,
+            max_queued_tokens=2000,
+            eos_token_ids=(1,),
+            vocab_size=97,
+            **sizes,
+        )
+        self._gateway_address = f"tcp://127.0.0.1:{ports[0]}"
+        paths = []
+        for stage in range(stages):
+            paths.append(folder / f"stage-{stage}.json")
+            paths[-1].write_text(self._config(folder, stage, ports[1]).to_json())
+        self.worker = subprocess.Popen(
+            [sys.executable, str(TOY), *map(str, paths)],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._dial()
+        self.last_status: PipelineStatus | None = None
+        self._submitted = 0
+
+    def _config(self, folder: Path, stage: int, control_port: int) -> StageConfig:
+        return StageConfig(
+            pipeline=self.pipeline,
+            stage=stage,
+            device="cpu",
+            threads=1,
+            cpu=None,
+            control_address=f"tcp://127.0.0.1:{control_port}",
+            gateway_address=self._gateway_address if stage == 0 else "",
+            data_bind="tcp://127.0.0.1:*",
+            http_address=f"127.0.0.1:{self.http[stage]}",
+            key_file=str(folder / f"stage-{stage}.key.json"),
+            peer_keys=tuple((role, public.decode()) for role, (public, _) in self._keys.items()),
+            cache_dir="",
+            hub_token_file="",
+            replace_after_s=4.0,
+        )
+
+    def _dial(self) -> zmq.Socket[bytes]:
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.identity, dealer.immediate, dealer.linger = b"gateway-0", 1, 0
+        dealer.curve_publickey, dealer.curve_secretkey = self._keys["gateway-0"]
+        dealer.curve_serverkey = self._keys["stage-0"][0]
+        dealer.reconnect_ivl = 50
+        dealer.connect(self._gateway_address)
+        return dealer
+
+    def send(self, message: Submit | Cancel | Hello) -> None:
+        envelope = Envelope(Kind.HELLO, self.pipeline.config_hash(), NO_INCARNATION, 0, 0)
+        assert self._socket.poll(int(PATIENCE_S * 1000), zmq.POLLOUT), "stage 0 is not there"
+        self._socket.send(encode_gateway(envelope, message))
+
+    def receive(self, patience_s: float = PATIENCE_S) -> Events | PipelineStatus:
+        assert self._socket.poll(int(patience_s * 1000)), "stage 0 says nothing"
+        _, message = decode_gateway(self._socket.recv())
+        assert isinstance(message, Events | PipelineStatus)
+        if isinstance(message, PipelineStatus):
+            self.last_status = message
+        return message
+
+    def wait_status(self, wanted: Callable[[PipelineStatus], bool]) -> PipelineStatus:
+        """The first status that `wanted` likes; says hello all the while."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            assert self.worker.poll() is None, "the worker ended"
+            if self._socket.poll(100, zmq.POLLOUT):
+                self.send(Hello("gateway-0"))
+            if self._socket.poll(200):
+                message = self.receive()
+                if isinstance(message, PipelineStatus) and wanted(message):
+                    return message
+        raise AssertionError(f"never came; last: {self.last_status}")
+
+    def wait_ready(self) -> None:
+        self.wait_status(lambda status: status.ready)
+
+    def submit(self, prompt: list[int], max_tokens: int, **known: Any) -> bytes:
+        """Send a request under a new id; `output` and `attempt` make it a resumed one."""
+        self._submitted += 1
+        request_id = self._submitted.to_bytes(16, "little")
+        sampling = Sampling(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        ids = tuple(prompt) + tuple(known.get("output", ()))
+        self.send(Submit(request_id, known.get("attempt", 1), len(prompt), ids, sampling))
+        return request_id
+
+    def events(self) -> Iterator[TokenEvent]:
+        """Every event as it comes."""
+        while True:
+            message = self.receive()
+            if isinstance(message, Events):
+                yield from message.items
+
+    def collect(
+        self, requests: set[bytes], on_event: Callable[[TokenEvent], None] = lambda event: None
+    ) -> dict[bytes, tuple[list[int], str]]:
+        """Tokens and finish of each request; asserts that no position is missed or doubled."""
+        tokens: dict[bytes, list[int]] = {request: [] for request in requests}
+        finished: dict[bytes, tuple[list[int], str]] = {}
+        for event in self.events():
+            if event.request_id not in tokens:
+                continue
+            known = tokens[event.request_id]
+            assert event.position == len(known), f"position {event.position}, want {len(known)}"
+            known += event.ids
+            on_event(event)
+            if event.finish:
+                finished[event.request_id] = (known, event.finish)
+                if len(finished) == len(requests):
+                    return finished
+        raise AssertionError("unreachable")
+
+    def status(self, stage: int) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http[stage]}/status") as answer:
+            document: dict[str, Any] = json.load(answer)
+            return document
+
+    def is_ready(self, stage: int = 0) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http[stage]}/readyz") as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def wait_until(self, wanted: Callable[[], bool]) -> float:
+        """Seconds until `wanted()`; fails after PATIENCE_S."""
+        began = time.monotonic()
+        while not wanted():
+            assert time.monotonic() - began < PATIENCE_S, "it never came true"
+            self._socket.poll(20)  # a wait that ends early when there is news
+        return time.monotonic() - began
+
+    def pid(self, stage: int) -> int:
+        return int(self.status(stage)["pid"])
+
+    def close(self) -> None:
+        self.worker.send_signal(signal.SIGTERM)
+        try:
+            self.worker.wait(timeout=5)
+        finally:
+            self.worker.kill()
+            self.worker.wait()
+            self._socket.close()
+            self._context.term()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Ring]]:
+    """Starts a ring of `stages`, waits until it serves, ends it after the test."""
+    running: list[Ring] = []
+
+    def begin(stages: int, **pipeline: Any) -> Ring:
+        ring = Ring(tmp_path, stages, **pipeline)
+        running.append(ring)
+        ring.wait_ready()
+        return ring
+
+    yield begin
+    for ring in running:
+        ring.close()
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
+    """One ring of three stages for all tests that leave it in good health."""
+    shared = Ring(tmp_path_factory.mktemp("ring"), 3)
+    try:
+        shared.wait_ready()
+        yield shared
+    finally:
+        shared.close()
+
+
+@pytest.fixture(scope="session")
+def toy_answer() -> Callable[[list[int], int], list[int]]:
+    """The oracle: what the toy answers to a prompt, alone."""
+    next_token = runpy.run_path(str(TOY))["next_token"]
+
+    def answer(prompt: list[int], count: int) -> list[int]:
+        known = list(prompt)
+        for _ in range(count):
+            known.append(next_token(known))
+        return known[len(prompt) :]
+
+    return answer

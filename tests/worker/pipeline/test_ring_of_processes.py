@@ -1,0 +1,153 @@
+"""Real stages in real processes over real sockets, with a toy model: what must never go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lamella_contract.wire import Cancel, TokenEvent
+
+Start = Callable[..., Any]
+Answer = Callable[[list[int], int], list[int]]
+
+PROMPTS = [([20], 30), (list(range(14, 90)), 12), ([50, 60, 70], 40), ([33] * 40, 25)]
+
+
+def check(
+    ring: Any, answer: Answer, on_event: Callable[[TokenEvent], None] = lambda event: None
+) -> None:
+    """Four requests of very different lengths give what each gives alone."""
+    wanted = {ring.submit(prompt, count): (prompt, count) for prompt, count in PROMPTS}
+    found = ring.collect(set(wanted), on_event)
+    for request, (prompt, count) in wanted.items():
+        assert found[request] == (answer(prompt, count), "length")
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_mixed_requests_give_what_each_gives_alone(
+    start: Start, toy_answer: Answer, stages: int
+) -> None:
+    ring = start(stages)
+    check(ring, toy_answer)
+    status = ring.wait_status(lambda s: s.running == 0 and s.waiting == 0)
+    assert status.kv_tokens_free == status.kv_tokens
+
+
+def test_kv_pressure_preempts_and_loses_nothing(start: Start, toy_answer: Answer) -> None:
+    ring = start(2, num_blocks=26)  # 104 tokens; the four requests need 260
+    check(ring, toy_answer)
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_stage_killed_in_mid_answer_changes_no_token_and_no_other_process(
+    ring: Any, toy_answer: Answer, victim: int
+) -> None:
+    pids = [ring.pid(stage) for stage in range(3)]
+    kills = []
+
+    def kill_once(event: TokenEvent) -> None:
+        if event.position == 5 and not kills:
+            kills.append(pids[victim])
+            os.kill(pids[victim], signal.SIGKILL)
+
+    check(ring, toy_answer, kill_once)
+    assert kills
+    after = [ring.pid(stage) for stage in range(3)]
+    assert [a != b for a, b in zip(after, pids, strict=True)] == [k == victim for k in range(3)]
+
+
+def test_a_stage_that_was_stopped_and_comes_back_is_resynchronised_not_replaced(
+    ring: Any, toy_answer: Answer
+) -> None:
+    pid = ring.pid(1)
+    os.kill(pid, signal.SIGSTOP)
+    assert ring.wait_until(lambda: not ring.is_ready()) < 2.0
+    os.kill(pid, signal.SIGCONT)
+    ring.wait_ready()
+    check(ring, toy_answer)
+    assert ring.pid(1) == pid
+    assert ring.status(0)["epoch"] > 1
+
+
+def test_a_stage_that_stays_stopped_is_replaced(ring: Any, toy_answer: Answer) -> None:
+    pid = ring.pid(1)
+    os.kill(pid, signal.SIGSTOP)
+    ring.wait_status(lambda status: not status.ready)
+    ring.wait_ready()
+    assert ring.pid(1) != pid
+    check(ring, toy_answer)
+
+
+def test_readiness_is_false_within_a_second_of_a_stages_death(ring: Any) -> None:
+    os.kill(ring.pid(1), signal.SIGKILL)
+    assert ring.wait_until(lambda: not ring.is_ready()) < 1.25
+    ring.wait_ready()
+    ring.wait_until(ring.is_ready)
+
+
+def test_stage_0_comes_back_with_a_new_incarnation_and_a_resubmitted_request_goes_on(
+    ring: Any, toy_answer: Answer
+) -> None:
+    other = ring.pid(1)
+    prompt = [20, 30, 40]
+    os.kill(ring.pid(0), signal.SIGKILL)
+    ring.wait_until(lambda: not ring.is_ready())
+    ring.wait_ready()
+    known = toy_answer(prompt, 10)
+    request = ring.submit(prompt, 20, output=known, attempt=2)
+    tokens = list(known)
+    for event in ring.events():
+        if event.request_id == request:
+            assert event.position == len(tokens)
+            tokens += event.ids
+            if event.finish:
+                break
+    assert tokens == toy_answer(prompt, 20)
+    assert ring.pid(1) == other
+
+
+def test_only_the_request_that_cannot_be_computed_fails(ring: Any, toy_answer: Answer) -> None:
+    poisoned = ring.submit([13, 20], 5)
+    (event,) = [e for e in [next(iter(ring.events()))] if e.request_id == poisoned]
+    assert event.finish == "error"
+    assert "poisoned" in event.error
+    check(ring, toy_answer)
+
+
+def test_a_cancel_frees_every_block(ring: Any) -> None:
+    request = ring.submit([20, 30], 150)
+    next(iter(ring.events()))
+    ring.send(Cancel(request, 1))
+    status = ring.wait_status(lambda s: s.running == 0)
+    assert status.kv_tokens_free == status.kv_tokens
+
+
+def test_too_many_tokens_are_refused_and_the_rest_is_served(
+    start: Start, toy_answer: Answer
+) -> None:
+    ring = start(2, max_sequences=1)
+    prompts = {ring.submit(prompt, 2): prompt for prompt in ([20 + i] * 150 for i in range(19))}
+    served, refused = {}, []
+    tokens: dict[bytes, list[int]] = {request: [] for request in prompts}
+    for event in ring.events():
+        tokens[event.request_id] += event.ids
+        if event.finish == "error":
+            assert event.error_kind == "overloaded"
+            assert event.retry_after_s > 0
+            refused.append(event.request_id)
+        elif event.finish:
+            served[event.request_id] = tokens[event.request_id]
+        if len(served) + len(refused) == len(prompts):
+            break
+    assert refused
+    assert served == {request: toy_answer(prompts[request], 2) for request in served}
+
+
+def test_sigterm_ends_everything_at_once(start: Start) -> None:
+    ring = start(2)
+    ring.worker.send_signal(signal.SIGTERM)
+    assert ring.worker.wait(timeout=2.0) == 0

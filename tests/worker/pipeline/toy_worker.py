@@ -1,0 +1,85 @@
+"""A worker whose engine is a toy: real processes, sockets, paging and sampling; no model.
+
+The next token is a hash of *all* tokens of the sequence, read back through the block table from
+pages that each stage keeps for itself. So a lost page, a wrong table or a replay that leaves
+something out changes the answer. `next_token` is the oracle.
+
+Run as `python toy_worker.py stage-0.json stage-1.json ...`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lamella_contract.config import StageConfig
+from lamella_contract.errors import OutOfMemory
+from lamella_worker.batch import Bundle, StepBatch
+from lamella_worker.nursery import Nursery
+from lamella_worker.process import run_stage
+from lamella_worker.pulse import Pulse
+from lamella_worker.telemetry import Telemetry
+
+VOCABULARY = 97
+POISON = 13
+"""A prompt that begins with this token makes stage 1 run out of memory."""
+
+
+def next_token(tokens: list[int] | np.ndarray) -> int:
+    """What the toy answers to these tokens; never the poison, never 0 or 1."""
+    value = 7
+    for token in tokens:
+        value = (value * 31 + int(token) + 1) % 1_000_003
+    return 14 + value % (VOCABULARY - 14)
+
+
+class ToyEngine:
+    """One stage: writes tokens into its own pages, and on the last stage reads them all back."""
+
+    def __init__(self, config: StageConfig) -> None:
+        pipeline = config.pipeline
+        self._pages = np.full(pipeline.num_blocks * pipeline.block_size, -1, np.int64)
+        self._stage = config.stage
+        self._is_last = config.is_last
+
+    def step(self, batch: StepBatch, bundle: Bundle) -> Bundle:
+        tokens = bundle["token_ids"]
+        self._pages[batch.cache_rows] = tokens.numpy()
+        if self._stage == 1 and any(self._first(batch, s) == POISON for s in batch.segments):
+            raise OutOfMemory("the toy was poisoned")
+        if not self._is_last:
+            return {"token_ids": tokens}
+        logits = torch.zeros(len(batch.sampled), VOCABULARY)
+        for row, segment in enumerate(batch.sampled):
+            rows = np.arange(segment.length)
+            at = segment.blocks[rows // batch.block_size] * batch.block_size
+            logits[row, next_token(self._pages[at + rows % batch.block_size])] = 1.0
+        return {"logits": logits}
+
+    def _first(self, batch: StepBatch, segment: object) -> int:
+        return int(self._pages[segment.blocks[0] * batch.block_size])  # type: ignore[attr-defined]
+
+    def release(self, slot: int) -> None:
+        return None
+
+    def reset(self) -> None:
+        self._pages.fill(-1)
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+
+def load(config: StageConfig, telemetry: Telemetry) -> ToyEngine:
+    return ToyEngine(config)
+
+
+def stage_main(config: StageConfig, pulse: Pulse) -> int:
+    return run_stage(config, pulse, load)
+
+
+if __name__ == "__main__":
+    stage_configs = [StageConfig.from_json(Path(path).read_text()) for path in sys.argv[1:]]
+    sys.exit(Nursery(stage_configs, stage_main).run())
