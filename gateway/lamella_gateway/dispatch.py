@@ -83,7 +83,7 @@ class Dispatcher:
         metrics: Metrics,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._deadline_s = request_deadline_s
+        self.request_deadline_s = request_deadline_s
         self._max_queued_tokens = max_queued_tokens
         self._metrics = metrics
         self._journal = Journal(eos_token_ids)
@@ -92,6 +92,7 @@ class Dispatcher:
         self._unready: dict[int, float] = {}  # replica -> until when its word is not trusted
         news = LinkNews(events=self._events, lost=self._lost, status=self._status)
         self.links = [make(news) for make in make_links]
+        self.keep_alive_s = KEEP_ALIVE_S
         self.generated_tokens = 0
         self.draining = False
         self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -249,15 +250,17 @@ class Dispatcher:
                 self._metrics.replays.inc()
                 self._send(*done)
         self._dispatch_pending()
-        for entry in self._journal.overdue(now_s, self._deadline_s):
+        for entry in self._journal.overdue(now_s, self.request_deadline_s):
             self._fail(self._tickets[entry.request_id], self._too_late(entry))
         for ticket in self._tickets.values():
-            if ticket.silent_s(now_s) >= KEEP_ALIVE_S:
+            if ticket.silent_s(now_s) >= self.keep_alive_s:
                 ticket.wake(now_s)
 
     def _too_late(self, entry: Entry) -> ApiError:
         reason = self.not_ready_reason() or "it is busy with other requests"
-        return unavailable(f"{reason}; the request waited {self._deadline_s:g} s for a token")
+        return unavailable(
+            f"{reason}; the request waited {self.request_deadline_s:g} s for a token"
+        )
 
 
 def _error_of(news: News) -> ApiError:

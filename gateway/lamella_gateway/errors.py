@@ -54,6 +54,8 @@ class ApiError(Exception):
         found = {"content-type": "application/json"}
         if self.retry_after_s is not None:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.status == 413:
+            found["connection"] = "close"  # or the server would read the rest, to throw it away
         if self.status == 401:
             found["www-authenticate"] = "Bearer"
         return found

@@ -125,7 +125,11 @@ def entries(value: object) -> Mapping[str, object] | None:
 
 def _range(low: float, high: float, what: str) -> str:
     if high == math.inf:
-        return f"{what} of at least {low:g}"
+        return f"{what} of at least {_shown(low)}"
     if low == -math.inf:
-        return f"{what} of at most {high:g}"
-    return f"{what} from {low:g} to {high:g}"
+        return f"{what} of at most {_shown(high)}"
+    return f"{what} from {_shown(low)} to {_shown(high)}"
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -17,7 +17,7 @@ from .fields import Fields, entries, items, whole_numbers
 ROLES = ("system", "user", "assistant")
 MAX_STOPS = 4  # OpenAI's own limit
 _MAX_STOP_CHARACTERS = 1024
-_MAX_TOKENS = 2**31 - 1
+_MAX_TOP_K = 2**31 - 1
 _MAX_SEED = 2**64 - 1
 
 
@@ -120,7 +120,7 @@ def _options(fields: Fields, max_tokens: int | None) -> Options:
         max_tokens=max_tokens,
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
         top_p=_top_p(fields),
-        top_k=max(0, fields.integer("top_k", -1, _MAX_TOKENS) or 0),  # -1 is a common "off"
+        top_k=max(0, fields.integer("top_k", -1, _MAX_TOP_K) or 0),  # -1 is a common "off"
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         seed=_seed(fields),
         presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
@@ -214,7 +214,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
 
 
 def _max_tokens(fields: Fields, *names: str) -> int | None:
-    given = [(name, fields.integer(name, 1, _MAX_TOKENS)) for name in names]
+    given = [(name, fields.integer(name, 1)) for name in names]
     values = {value for _, value in given if value is not None}
     if len(values) > 1:
         raise invalid(names[0], f"Set only one of {' and '.join(repr(name) for name in names)}.")

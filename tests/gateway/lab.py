@@ -58,6 +58,7 @@ class Lab:
     tokenizer: Tokenizer
     tokenizer_dir: Path
     keys: tuple[bytes, bytes] = field(default_factory=zmq.curve_keypair)
+    stage_keys: tuple[bytes, bytes] = field(default_factory=zmq.curve_keypair)
     twins: list[Twin] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
 
@@ -76,7 +77,7 @@ class Lab:
         return answer
 
     def twin(self, text: str = "hello world, how are you?", **behaviour: Any) -> Twin:
-        made = Twin(Behaviour(self.says(text), **behaviour), self.keys[0])
+        made = Twin(Behaviour(self.says(text), **behaviour), self.keys[0], self.stage_keys)
         self.twins.append(made)
         return made
 

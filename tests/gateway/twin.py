@@ -64,10 +64,12 @@ class Behaviour:
 class Twin(threading.Thread):
     """A stage 0 without a model. ``do`` runs a function in its thread and waits for it."""
 
-    def __init__(self, behaviour: Behaviour, gateway_public: bytes) -> None:
+    def __init__(
+        self, behaviour: Behaviour, gateway_public: bytes, keys: tuple[bytes, bytes]
+    ) -> None:
         super().__init__(daemon=True)
         self.behaviour = behaviour
-        self.public, self._secret = zmq.curve_keypair()
+        self.public, self._secret = keys
         self._allowed = {gateway_public}
         self.received: list[Hello | Submit | Cancel | Replay] = []
         self.running: dict[bytes, Running] = {}
@@ -116,6 +118,18 @@ class Twin(threading.Thread):
     def rise(self) -> None:
         """Come back at the same address as another incarnation."""
         self.do(self._rise)
+
+    def send(self, event: TokenEvent) -> None:
+        """Say ``event`` of the one request that runs."""
+
+        def job() -> None:
+            (request,) = self.running.values()
+            told = event._replace(
+                request_id=request.submit.request_id, attempt=request.submit.attempt
+            )
+            self._send(request.owner, Events((told,)))
+
+        self.do(job)
 
     def reincarnate(self) -> None:
         """Forget all and be another incarnation, on the same connection."""
