@@ -154,7 +154,7 @@ def _state_bytes(layer: Any, kind: str, item_bytes: int) -> int:
     """Bytes that a sequence keeps in this layer whatever its length."""
     if kind == "conv":
         return _int(layer, "hidden_size") * _int(layer, "conv_L_cache") * item_bytes
-    if kind.startswith("hybrid") and getattr(layer, "number_of_conv_states", 0):
+    if kind.startswith("hybrid") and _first(layer, "number_of_conv_states"):
         # Short convolutions on keys, values and twice on the hidden state (inkling).
         width = _inkling(layer, kind) + 2 * _int(layer, "hidden_size")
         return width * _int(layer, "conv_kernel_size") * item_bytes

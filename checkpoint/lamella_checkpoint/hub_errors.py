@@ -1,0 +1,115 @@
+"""What a hub's answers and a network's failures mean, as errors of ours that say what to do.
+
+Knows HTTP status codes and huggingface_hub's exceptions; makes no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from lamella_contract.errors import (
+    AuthRequired,
+    CorruptModel,
+    DownloadStalled,
+    GatedModel,
+    HubUnreachable,
+    ModelError,
+    ModelNotFound,
+    RateLimited,
+)
+
+RETRIED_STATUS = (408, 425, 500, 502, 503, 504)
+
+
+class Mismatch(Exception):
+    """A hub's answer is not what was asked for: another range, length, file or commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request was about, for messages: repository, revision, and a file or nothing."""
+
+    repo: str
+    revision: str
+    endpoint: str
+    file: str = ""
+    has_token: bool = False
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.revision}" + (f", {self.file}" if self.file else "")
+
+
+def status_error(status: int, headers: Mapping[str, str], asked: Asked) -> ModelError:
+    """The error for an answer of 400 or more."""
+    code = headers.get("X-Error-Code", "")
+    if status == 403 or code == "GatedRepo":
+        return GatedModel(
+            f"{asked}: the hub refuses access ({status}): accept the model's conditions at "
+            f"{asked.endpoint}/{asked.repo} with the account of the token, or use another token"
+        )
+    if status == 401:
+        if asked.has_token:
+            return AuthRequired(
+                f"{asked}: the hub does not take the token (401), or there is no such model: "
+                "check HF_TOKEN and the model's name"
+            )
+        return AuthRequired(
+            f"{asked}: the hub wants a token (401), or there is no such model: set HF_TOKEN (or "
+            "run `hf auth login`) and check the model's name"
+        )
+    if status in (404, 410):
+        what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "")
+        what = what or ("file" if asked.file else "model or revision")
+        return ModelNotFound(f"{asked}: no such {what} at {asked.endpoint}")
+    if status == 429:
+        return RateLimited(
+            f"{asked}: the hub asks to slow down (429): try again later"
+            + ("" if asked.has_token else ", or set HF_TOKEN for a higher limit")
+        )
+    if status == 416:
+        return CorruptModel(f"{asked}: the hub says that the range lies outside the file (416)")
+    return HubUnreachable(f"{asked}: {asked.endpoint} answered {status}")
+
+
+def network_error(error: Exception, asked: Asked, stall_timeout_s: float) -> ModelError:
+    """The error for a request that got no (complete) answer, once the tries are used up."""
+    if isinstance(error, ModelError):
+        return error
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return status_error(error.response.status_code, error.response.headers, asked)
+    if isinstance(error, httpx2.ReadTimeout):
+        return DownloadStalled(
+            f"{asked}: no byte came for {stall_timeout_s:g} s, several times over: try again, it "
+            "goes on where it stopped"
+        )
+    if isinstance(error, Mismatch):
+        return CorruptModel(f"{asked}: {error}")
+    if isinstance(error, OfflineModeIsEnabled):
+        return HubUnreachable(f"{asked}: not in the cache, and HF_HUB_OFFLINE is set")
+    return HubUnreachable(
+        f"{asked}: {asked.endpoint} cannot be reached ({type(error).__name__}: {error}): check "
+        "the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is cached"
+    )
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return error.response.status_code in RETRIED_STATUS
+    return isinstance(error, Mismatch | httpx2.TransportError)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a 429 asks to wait, from Retry-After or the hub's RateLimit header."""
+    stated = headers.get("Retry-After", "").strip()
+    if stated.replace(".", "", 1).isdigit():
+        return float(stated)
+    for item in headers.get("RateLimit", "").split(";"):
+        key, _, value = item.strip().partition("=")
+        if key == "t" and value.isdigit():  # "api";r=0;t=55: seconds until the window ends
+            return float(value)
+    return None
