@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix == SUFFIX or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
 
 
+def check_shapes(used: Iterable[TensorInfo], found: Mapping[str, TensorInfo]) -> None:
+    """CorruptModel when a tensor that is in use has another shape in the checkpoint."""
+    for info in used:
+        new = found.get(info.name)
+        if new is not None and new.shape != info.shape:
+            raise CorruptModel(
+                f"tensor {info.name} has shape {list(new.shape)}, wanted {list(info.shape)}"
+            )
+
+
 class CheckpointCalls(EngineBase):
     """`load_checkpoint` and `save_checkpoint`."""
 
@@ -88,6 +98,7 @@ class CheckpointCalls(EngineBase):
             source = CheckpointSource(path, self.model_directory)
             reader = ShardReader(lambda: source)
             try:
+                check_shapes(held.reader.taken, reader.infos)
                 fresh = open_slice(
                     type(held.model),
                     reader,

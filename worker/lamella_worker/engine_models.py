@@ -52,6 +52,12 @@ class ShardReader:
         return self._opened().names
 
     @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Where every tensor of the model's files lies."""
+        self._opened()
+        return self._infos
+
+    @property
     def taken(self) -> list[TensorInfo]:
         """The tensors that were read, once each."""
         return [self._infos[name] for name in self._taken]
