@@ -86,13 +86,13 @@ def _shared_kv(config: Any) -> Mapping[int, str]:
         f"layers {first_user} to {layers - 1} of {config.model_type} reuse the keys and values of "
         f"layers from {first_donor} on, so they stay on one stage"
     )
-    return {index: reason for index in range(first_donor + 1, layers)}
+    return dict.fromkeys(range(first_donor + 1, layers), reason)
 
 
 def _nowhere(config: Any) -> Mapping[int, str]:
     """The layers are run several times over, as a loop: no cut leaves a straight line."""
     reason = f"{config.model_type} runs its layers in a loop, so all of them stay on one stage"
-    return {index: reason for index in range(1, num_layers(config))}
+    return dict.fromkeys(range(1, num_layers(config)), reason)
 
 
 TRAITS: Mapping[str, FamilyTraits] = {

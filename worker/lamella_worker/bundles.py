@@ -37,9 +37,7 @@ _BOUNDARIES: dict[str, Boundary] = {
     "gemma4_unified_text": Boundary(token_ids=True, per_layer=("per_layer_input",)),
     "deepseek_v4": Boundary(token_ids=True, streams_field="hc_mult"),
     "glm_moe_dsa": Boundary(outputs=(("topk_indices", "prev_topk_indices"),)),
-    "hy_v4": Boundary(
-        outputs=(("topk_indices", "prev_topk_indices"),), streams_field="hc_mult"
-    ),
+    "hy_v4": Boundary(outputs=(("topk_indices", "prev_topk_indices"),), streams_field="hc_mult"),
 }
 
 

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lamella_contract.errors import InvalidConfig, UnsupportedFamily
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import ContextManagers
 from transformers.utils import logging as transformers_logging
+from transformers.utils.generic import ContextManagers
 
+from lamella_contract.errors import InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle
 from lamella_worker.bundles import Boundary, boundary_of
-from lamella_worker.layout import Layout, cut, extra_outputs, find_layout
+from lamella_worker.layout import Layout, cut, find_layout
 from lamella_worker.readers import TensorReader
 from lamella_worker.weights import Renamings, load_weights
 
@@ -66,7 +66,8 @@ class HfSlice:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        parameter: torch.Tensor = next(self.model.parameters())
+        return parameter.device
 
     def forward(
         self,
@@ -166,7 +167,8 @@ class HfSlice:
     def _install_hooks(self) -> None:
         for index, layer in enumerate(self.layers):
             if index >= self.first and (index == self.first or self.boundary.per_layer):
-                forward = _forward_parameters(layer if index < self.last else self.layers[self.first])
+                own = layer if index < self.last else self.layers[self.first]
+                forward = _forward_parameters(own)
                 layer.register_forward_pre_hook(self._before(index, forward), with_kwargs=True)
         if not self.is_last:
             assert self.layers, "a family without a straight line of layers has one stage"
@@ -224,31 +226,6 @@ def model_class(config: Any) -> Any:
         ) from None
 
 
-# What a checkpoint with images or sound calls its language model, and what the language model's own
-# class calls it.
-_TEXT_NAMES = {
-    r"^model\.language_model\.": "model.",
-    r"^language_model\.model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-}
-
-
-def text_only(config: Any) -> tuple[Any, Any, dict[str, str]]:
-    """The class, config and renamings that serve a model's text.
-
-    A model that also takes images or sound is served by the class of its language model, so that
-    no tower is built.
-    """
-    text = config.get_text_config(decoder=True)
-    if text is config:
-        return model_class(config), config, {}
-    text = copy.deepcopy(text)
-    text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))
-    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return model_class(text), text, _TEXT_NAMES
-    return model_class(config), config, {}
-
-
 def build_slice(
     config: Any,
     first: int,
@@ -263,8 +240,8 @@ def build_slice(
 
     `attention` names a function registered with transformers; None lets the family choose.
     """
-    transformers_logging.disable_progress_bar()
-    cls, config, names = text_only(config)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    cls = model_class(config)
     config = copy.deepcopy(config)
     if attention is not None:
         config._attn_implementation = attention
@@ -273,15 +250,13 @@ def build_slice(
     layout = find_layout(model)
     if not 0 <= first < last <= layout.num_layers:
         raise InvalidConfig(
-            f"layers [{first}, {last}) of a model with {layout.num_layers}: wanted 0 <= first < last"
+            f"layers [{first}, {last}) of a model with {layout.num_layers}, "
+            "wanted 0 <= first < last <= layers"
         )
-    renamings = Renamings.of(model, dtype, names)
+    renamings = Renamings.of(model, dtype)
     cut(model, layout, first, last, dtype)
     load_weights(model, renamings, reader, dtype)
     model.to(device)
     model.requires_grad_(False)
     model.eval()
     return HfSlice(model, layout, first, last)
-
-
-__all__ = ["HfSlice", "build_slice", "extra_outputs", "model_class"]

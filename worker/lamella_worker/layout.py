@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lamella_contract.errors import UnsupportedFamily
 from torch import nn
+
+from lamella_contract.errors import UnsupportedFamily
 
 # Children of the decoder that are declared before the layers but are used after them. The plan
 # (`base_model_pp_plan`) says so where a family has one; these have none.

@@ -9,12 +9,13 @@ import logging
 from typing import Any, Literal, Protocol, cast
 
 import torch
+
 from lamella_checkpoint.cuts import forbidden_cuts, num_layers, text_config
 from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
-
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.family_table import PACKED
 from lamella_worker.readers import TensorReader
+from lamella_worker.text_only import language_model
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def build_runner(
     Raises ForbiddenCut where the family may not be cut, and what the runners raise.
     """
     check_cuts(config, first, last)
+    config, reader = language_model(config, reader)
     kind = choose(config, runner)
     log.info(
         "runner chosen",

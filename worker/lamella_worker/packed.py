@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lamella_contract.errors import UnsupportedFamily
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lamella_contract.errors import UnsupportedFamily
 from lamella_worker.attention import AttentionSpec
 from lamella_worker.attention_choice import choose_attention
 from lamella_worker.attention_plan import AttentionPlan
@@ -86,7 +86,8 @@ def paged_attention(
     if step.pool is None:
         step.shapes[layer] = shape
         return value.repeat_interleave(heads // kv_heads, 1).transpose(1, 2), None
-    assert step.plan is not None and step.rows is not None
+    assert step.plan is not None
+    assert step.rows is not None
     k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [tokens, kv_heads, dim]
     step.pool.write(layer, step.rows, k.to(step.pool.dtype), v.to(step.pool.dtype))
     q = query[0].transpose(0, 1)  # [tokens, heads, k_dim]
@@ -129,9 +130,7 @@ class PackedRunner:
         """
         freeze_rope(self.piece.model, max_model_len)
         shapes = self._kv_shapes()
-        self.pool = PagedPool(
-            num_blocks, block_size, shapes, self.piece.dtype, self.piece.device
-        )
+        self.pool = PagedPool(num_blocks, block_size, shapes, self.piece.dtype, self.piece.device)
 
     def reset_caches(self) -> None:
         """Forget every sequence; pages stay reserved."""

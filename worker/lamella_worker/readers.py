@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+
 from lamella_checkpoint.headers import TensorInfo, read_headers
 from lamella_checkpoint.slices import SliceReader
 from lamella_checkpoint.source import LocalSource, Source
@@ -32,6 +33,25 @@ class TensorReader(Protocol):
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Exactly these tensors, as stored; MissingTensor when one is in no file."""
+
+
+class RenamedReader:
+    """A reader of the same files under other names: `stored` maps the new ones to theirs."""
+
+    def __init__(self, reader: TensorReader, stored: Mapping[str, str]) -> None:
+        self._reader = reader
+        self._stored = stored
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The new names."""
+        return self._stored.keys()
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Exactly these tensors, as stored; MissingTensor when one is in no file."""
+        own = {self._stored.get(name, name): name for name in names}
+        found = self._reader.read(list(own))
+        return {own[name]: tensor for name, tensor in found.items()}
 
 
 class SourceReader:

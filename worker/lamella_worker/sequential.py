@@ -7,8 +7,8 @@ the same steps faster for the families that allow it; model.py chooses.
 from typing import Any
 
 import torch
-from lamella_contract.errors import EngineError
 
+from lamella_contract.errors import EngineError
 from lamella_worker.batch import Bundle, Segment, StepBatch
 from lamella_worker.cache import KVShape, PagedPool
 from lamella_worker.hf_slice import HfSlice
@@ -34,6 +34,7 @@ class SequentialRunner:
         self._cursor = Cursor()
         self._slots: dict[int, SlotCache] = {}
         self._lengths: dict[int, int] = {}
+        self._state_kinds: frozenset[str] = frozenset()
         self._owned: frozenset[int] = frozenset()  # cache layers that this slice fills
 
     @property
@@ -49,6 +50,7 @@ class SequentialRunner:
         self.pool = PagedPool(
             num_blocks, block_size, self._kv_shapes(), self.piece.dtype, self.piece.device
         )
+        self._state_kinds = self.state_kinds
         self._slots.clear()
         self._lengths.clear()
 
@@ -89,7 +91,7 @@ class SequentialRunner:
             self._slots[segment.slot] = self._fresh_cache()
             self._lengths[segment.slot] = 0
         cache = self._slots[segment.slot]
-        if self.keeps_state and self._lengths[segment.slot] != segment.start:
+        if self._state_kinds and self._lengths[segment.slot] != segment.start:
             raise EngineError(
                 f"slot {segment.slot}: its state stands at {self._lengths[segment.slot]}, "
                 f"the step starts at {segment.start}"
@@ -97,14 +99,15 @@ class SequentialRunner:
         return cache
 
     @property
-    def keeps_state(self) -> bool:
-        """True when a layer keeps state that is not one entry per token in the pages."""
+    def state_kinds(self) -> frozenset[str]:
+        """Kinds of state that a slot keeps beside the pages; empty when pages hold everything."""
         assert self.pool is not None
-        return any(
-            index not in self.pool.shapes and type(layer).__name__ != "DummyLayer"
-            for index, layer in enumerate(self._fresh_cache().layers)
-            if index in self._owned
-        )
+        layers = fresh_layers(self.piece.config, self.piece.num_layers)
+        kept = {i: layers[i] for i in self._owned if i not in self.pool.shapes}
+        kinds = {type(layer).__name__ for layer in kept.values()}
+        if self.piece.config.model_type == "minimax":  # its linear state is in the cache itself
+            kinds.add("LinearAttentionLayer")
+        return frozenset(kinds - {"DummyLayer"})
 
     def _fresh_cache(self) -> SlotCache:
         assert self.pool is not None

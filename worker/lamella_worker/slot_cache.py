@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import (
     Cache,
-    CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
-
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from lamella_worker.batch import Segment, contiguous_start, table_rows
@@ -45,11 +43,11 @@ class Cursor:
         self.rows = rows_tensor(rows, device)
 
 
-class PagedLayer(DynamicLayer):  # type: ignore[misc]
+class PagedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One attention layer's view of the pool; `window` is None for full attention."""
 
     def __init__(self, pool: PagedPool, layer: int, window: int | None, cursor: Cursor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pool, self.layer, self.window, self.cursor = pool, layer, window, cursor
         self.is_sliding = window is not None
         if window is not None:
@@ -99,7 +97,7 @@ def _mask_sizes(start: int, count: int, window: int | None) -> tuple[int, int]:
     return start + count - offset, offset
 
 
-class SlotCache(Cache):  # type: ignore[misc]
+class SlotCache(Cache):
     """The cache that one slot's forward passes see."""
 
     def __init__(self, layers: list[Any], cursor: Cursor, owned: frozenset[int]) -> None:
@@ -125,12 +123,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         return bool(super().has_previous_state(layer_idx, state_idx))
 
 
-class LinearSlotCache(SlotCache, MiniMaxCache):  # type: ignore[misc]
+class LinearSlotCache(SlotCache, MiniMaxCache):
     """For MiniMax, whose code insists on its own cache class for its linear attention."""
 
     def __init__(self, layers: list[Any], cursor: Cursor, owned: frozenset[int]) -> None:
         SlotCache.__init__(self, layers, cursor, owned)
-        self.linear_cache: dict[int, torch.Tensor] = {}
+        self.linear_cache: dict[int, torch.Tensor] = {}  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -151,8 +149,12 @@ def slot_cache(config: Any, layers: list[Any], cursor: Cursor, owned: frozenset[
 def fresh_layers(config: Any, num_layers: int) -> list[Any]:
     """transformers' own cache layers for every layer of the model, empty."""
     layers = list(DynamicCache(config=config).layers)
-    layers += [DynamicLayer() for _ in range(num_layers - len(layers))]
+    layers += [_full_layer() for _ in range(num_layers - len(layers))]
     return layers
+
+
+def _full_layer() -> Any:
+    return DynamicLayer()  # type: ignore[no-untyped-call]
 
 
 def pages_fit(layer: Any) -> bool:
@@ -160,11 +162,11 @@ def pages_fit(layer: Any) -> bool:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-class RecordingLayer(DynamicLayer):  # type: ignore[misc]
+class RecordingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Learns a layer's K and V shapes from one forward pass of one token."""
 
-    def __init__(self, replaced: CacheLayerMixin) -> None:
-        super().__init__()
+    def __init__(self, replaced: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_sliding = replaced.is_sliding
         if replaced.is_sliding:
             self.sliding_window = replaced.sliding_window
@@ -189,4 +191,4 @@ def was_used(layer: Any) -> bool:
     states = getattr(layer, "has_previous_state", None)
     if isinstance(states, dict) and any(states.values()):
         return True
-    return bool(getattr(layer, "is_initialized", False)) and getattr(layer, "keys", None) is not None
+    return getattr(layer, "keys", None) is not None

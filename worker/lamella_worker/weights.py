@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lamella_contract.errors import CorruptModel, MissingTensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -25,7 +24,8 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from lamella_worker.readers import TensorReader
+from lamella_contract.errors import CorruptModel, MissingTensor
+from lamella_worker.readers import RenamedReader, TensorReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,9 @@ class Renamings:
     dtype_plan: dict[str, torch.dtype]
 
     @classmethod
-    def of(
-        cls, model: Any, dtype: torch.dtype, names: Mapping[str, str] | None = None
-    ) -> "Renamings":
-        """Of an uncut model on the meta device; `names` are patterns to rename first."""
-        mapping = get_model_conversion_mapping(model, dict(names) if names else None)
+    def of(cls, model: Any, dtype: torch.dtype) -> "Renamings":
+        """Of an uncut model on the meta device."""
+        mapping = get_model_conversion_mapping(model)
         return cls(
             mapping=mapping,
             renamings=[m for m in mapping if isinstance(m, WeightRenaming)],
@@ -111,6 +109,20 @@ def plan_weights(model: Any, renamings: Renamings, stored: Iterable[str]) -> Wei
     return WeightPlan({g: n for g, n in kept.items() if n}, frozenset(needed))
 
 
+def under_source_names(renamings: Renamings, reader: TensorReader) -> TensorReader:
+    """The reader with tied tensors under their source's name.
+
+    Some files hold a tied tensor under the head's name alone; the stage with the embedding has no
+    head to load it into.
+    """
+    fed = {target: name for name in reader.names for target in renamings.targets_of(name)}
+    moved = {s: fed[t] for t, s in renamings.tied.items() if s not in fed and t in fed}
+    if not moved:
+        return reader
+    kept = {name: name for name in reader.names if name not in moved.values()}
+    return RenamedReader(reader, {**kept, **moved})
+
+
 def _group_of(target: str) -> str:
     match = re.match(r"(.*?\.\d+)\.", target)
     return match.group(1) if match else target.rpartition(".")[0]
@@ -121,6 +133,7 @@ def load_weights(model: Any, renamings: Renamings, reader: TensorReader, dtype: 
 
     Raises MissingTensor when one is in no file and CorruptModel when a shape is not the model's.
     """
+    reader = under_source_names(renamings, reader)
     plan = plan_weights(model, renamings, reader.names)
     config = LoadStateDictConfig(
         dtype=dtype, dtype_plan=renamings.dtype_plan, weight_mapping=renamings.mapping
@@ -145,9 +158,7 @@ def _finish(model: Any, plan: WeightPlan, missing: set[str], renamings: Renaming
             f"{len(missing)} tensors are in no file, the first ones {sorted(missing)[:4]}"
         )
     own = set(model.state_dict())
-    model.all_tied_weights_keys = {
-        t: s for t, s in renamings.tied.items() if t in own and s in own
-    }
+    model.all_tied_weights_keys = {t: s for t, s in renamings.tied.items() if t in own and s in own}
     absent = own - set(plan.needed)
     model.tie_weights(missing_keys=absent, recompute_mapping=False)
     for name, buffer in list(model.named_non_persistent_buffers()):

@@ -4,9 +4,11 @@ The fields of a default config are shrunk by name, and a few families get overri
 sliding windows, mixed layers, experts and shared caches really occur within a few layers.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -182,7 +184,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # Weights this much smaller where random ones of full size make the family unstable (a recurrent
 # state that grows without bound amplifies the order of additions).
 GAIN: dict[str, float] = {
+    "gemma4_text": 0.7,
+    "gemma4_unified_text": 0.7,
+    "granite": 0.6,
+    "granite_swa": 0.6,
+    "granitemoe": 0.7,
     "nemotron": 0.6,
+    "sarvam_moe": 0.7,
+    "sarvam_mla": 0.7,
+    "deepseek_v32": 0.7,
+    "exaone_moe": 0.7,
+    "kimi_linear": 0.7,
+    "minicpm3": 0.7,
     "deepseek_v4": 0.5,
     "lara_mini": 0.5,
     "olmo_hybrid": 0.5,
@@ -191,6 +204,10 @@ GAIN: dict[str, float] = {
     "qwen3_next": 0.4,
 }
 
+
+# The whole model needs a package (timm) that is not among ours: its language model is saved under
+# the names that the whole model's file has.
+TEXT_ONLY = ("gemma3n",)
 
 # Another seed where the first one has two of the indexer's scores within rounding of each other:
 # the chosen positions then follow the order of additions.
@@ -229,14 +246,26 @@ def tiny_config(model_type: str) -> Any:
     return config
 
 
+def save_model(config: Any, model: Any, folder: Path) -> None:
+    """Write the model as its users would find it."""
+    model.save_pretrained(folder)
+    if config.model_type in TEXT_ONLY:
+        config.save_pretrained(folder)
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        renamed = {n.replace("model.", "model.language_model.", 1): t for n, t in tensors.items()}
+        save_file(renamed, file, metadata={"format": "pt"})
+
+
 def shrink_tower(stored: dict[str, Any]) -> dict[str, Any]:
     """A vision or audio tower that costs nothing: text never passes through it."""
     small = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_blocks": 1,
-        "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "crop_size": 28,
-        "num_key_value_heads": 2, "head_dim": 8, "ext_pw_out_channel": 16, "depth": 1,
-        "nemo_conv_channels": 16, "depthwise_separable_out_channel": 16, "input_size": 16,
-        "kv_channels": 8, "adapter_in_dim": 16, "adapter_input_size": 16, "conf_num_hidden_layers": 1, "num_heads": 2, "out_hidden_size": 32,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "num_heads": 2, "head_dim": 8,
+        "image_size": 28, "patch_size": 14, "crop_size": 28, "depth": 1, "input_size": 16,
+        "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "kv_channels": 8,
+        "nemo_conv_channels": 16, "adapter_in_dim": 16, "adapter_input_size": 16,
+        "adapter_out_dim": 32, "conf_num_hidden_layers": 1, "out_hidden_size": 32,
     }  # fmt: skip
     stored = {k: v for k, v in stored.items() if k != "per_layer_config"}
     return {**stored, **{k: v for k, v in small.items() if isinstance(stored.get(k), int)}}
@@ -245,6 +274,8 @@ def shrink_tower(stored: dict[str, Any]) -> dict[str, Any]:
 def tiny_model(config: Any) -> Any:
     """A random model whose logits are of order one, so that 1e-5 means something."""
     torch.manual_seed(SEEDS.get(config.model_type, 0))
+    if config.model_type in TEXT_ONLY:
+        config = config.text_config
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if cls.config_class is not type(config):
         config = config.get_text_config()
