@@ -179,14 +179,15 @@ class Dispatcher:
                 # the status that said "ready" was overtaken: wait for a newer one
                 self._unready[replica] = now_s + 5 * TICK_S
                 self._journal.release(news.entry)
-            elif news.finish in ("error", "cancelled"):
-                self._journal.remove(news.entry.request_id)
-                self._fail(self._tickets[news.entry.request_id], _error_of(news))
             else:
                 self._deliver(news, now_s)
 
     def _deliver(self, news: News, now_s: float) -> None:
         ticket = self._tickets[news.entry.request_id]
+        if news.finish in ("error", "cancelled"):
+            self._journal.remove(news.entry.request_id)  # first, or its replica would be told
+            self._fail(ticket, _error_of(news))
+            return
         self.generated_tokens += len(news.ids)
         ticket.ids += news.ids
         ticket.finish = news.finish

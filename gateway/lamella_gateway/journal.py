@@ -7,8 +7,9 @@ once. The rules:
 1. Only the current attempt's events are taken, and only at the next position. What overlaps is
    cut, what was seen is dropped, what leaves a gap makes the journal ask for a replay. The last
    token takes the request out of the journal.
-2. A replica that was lost gives its requests back; they go out again as the next attempt with all
-   ids known. An answer that was whole but for its end is ended here.
+2. A replica that was lost, or that does not know a request, gives it back; it goes out again as
+   the next attempt with all ids known. An answer that was whole but for its end is ended here. A
+   request that brings its replica down again and again ends with an error.
 3. A request without news for too long ends with an error; one silent for a while asks again.
 """
 
@@ -17,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from lamella_contract.errors import StageLost
 from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
 
 REPLAY_AGAIN_S = 0.5  # a replay that was asked for and did not come is asked for again
 SILENCE_S = 5.0  # a running request without news for this long asks for a replay
+MAX_LOSSES = 5  # replicas lost in a row without a token between
 IDLE_RESUBMIT_S = 2.0  # its replica has nothing to do: it never got the request
 
 
@@ -36,6 +39,7 @@ class Entry:
     attempt: int = 0  # the first submission is attempt 1
     replica: int | None = None
     asked_s: float = float("-inf")  # when a replay was last asked for
+    losses: int = 0  # replicas lost since the last token
 
     def owed_tokens(self) -> int:
         """Tokens that a replica computes for this request at most, from where it is now."""
@@ -126,7 +130,8 @@ class Journal:
             return None
         have = len(entry.emitted)
         if event.finish == "error" or event.finish == "cancelled":
-            entry.last_news_s = now_s
+            if event.error_kind == StageLost.kind:
+                return self._take_back(entry)
             return News(entry, (), event.finish, event.error, event.error_kind, event.retry_after_s)
         if event.position > have:
             return self._ask(entry, now_s, REPLAY_AGAIN_S)
@@ -136,6 +141,7 @@ class Journal:
         entry.emitted += ids
         entry.last_news_s = now_s
         entry.asked_s = float("-inf")
+        entry.losses = 0
         self._owe(replica, -len(ids))
         if event.finish:
             self.remove(entry.request_id)
@@ -183,11 +189,15 @@ class Journal:
     def _take_back(self, entry: Entry) -> News | None:
         """Rule 2 for one entry: it is pending again, or ended when it lacks nothing."""
         self.release(entry)
+        entry.losses += 1
         finish = self._finish_of(entry)
-        if not finish:
+        if not finish and entry.losses < MAX_LOSSES:
             return None
         self.remove(entry.request_id)
-        return News(entry, (), finish)
+        if finish:
+            return News(entry, (), finish)
+        error = f"the pipeline was lost {entry.losses} times in a row under this request"
+        return News(entry, (), "error", error, StageLost.kind)
 
     def _ask(self, entry: Entry, now_s: float, again_s: float) -> Replay | None:
         if now_s - entry.asked_s < again_s:

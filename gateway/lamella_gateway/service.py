@@ -6,10 +6,13 @@ Knows how a parsed request becomes a generation; no routes and no sockets of its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -139,8 +142,9 @@ class Gateway:
 
     async def _load_codec(self) -> TextCodec:
         began_s = time.monotonic()
-        codec = await asyncio.to_thread(
-            TextCodec.load, self.config.tokenizer_path, eos_token_ids=self.config.eos_token_ids
+        config = self.config
+        codec = await _in_daemon_thread(
+            lambda: TextCodec.load(config.tokenizer_path, eos_token_ids=config.eos_token_ids)
         )
         spent_s = round(time.monotonic() - began_s, 2)
         _log.info("the tokenizer is loaded", extra={"seconds": spent_s})
@@ -208,6 +212,32 @@ class Gateway:
             max_tokens=default if asked is None else asked,
             ignore_eos=options.ignore_eos,
         )
+
+
+def _in_daemon_thread(function: Callable[[], TextCodec]) -> asyncio.Future[TextCodec]:
+    """As `asyncio.to_thread`, in a thread that the process need not wait for when it ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[TextCodec] = loop.create_future()
+
+    def settle(result: TextCodec | None, error: Exception | None) -> None:
+        if future.done():  # nobody waits any more
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif result is not None:
+            future.set_result(result)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:  # a thread's edge: told to whoever awaits the future
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="tokenizer", daemon=True).start()
+    return future
 
 
 def load_keys(config: GatewayConfig) -> LinkKeys:

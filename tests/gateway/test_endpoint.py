@@ -215,10 +215,10 @@ def refusal(**fields: Any) -> TokenEvent:
             id="prompt-too-long",
         ),
         pytest.param(
-            refusal(error="stage 1 died", error_kind="stage_lost"),
+            refusal(error="stage 1 died", error_kind="pipeline"),
             openai.InternalServerError,
             "stage 1 died",
-            id="stage-lost",
+            id="pipeline",
         ),
         pytest.param(
             refusal(error="no memory", error_kind="out_of_memory"),

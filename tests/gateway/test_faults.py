@@ -171,7 +171,7 @@ def test_an_error_in_mid_stream_is_an_event(lab: Lab) -> None:
     with open_client(lab.serve(twin)) as http, stream(http) as response:
         lines = response.iter_lines()
         next(lines)
-        twin.send(TokenEvent(bytes(16), 0, 0, (), "error", "stage 1 died", "stage_lost"))
+        twin.send(TokenEvent(bytes(16), 0, 0, (), "error", "stage 1 died", "engine"))
         with pytest.raises(RuntimeError, match="stage 1 died"):
             text_of(lines)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
-from lamella_gateway.journal import Entry, Journal, News
+from lamella_gateway.journal import MAX_LOSSES, Entry, Journal, News
 
 ID = bytes(16)
 ANSWER = tuple(range(100, 112))
@@ -106,6 +106,26 @@ def test_an_answer_whole_but_for_its_end_is_ended(
     journal.check_integrity()
 
 
+def test_a_request_that_its_replica_does_not_know_goes_out_again() -> None:
+    journal, entry = live(emitted=3)
+    unknown = TokenEvent(ID, 1, 3, (), "error", "not known", "stage_lost")
+    assert journal.take(0, unknown, 1.0) is None
+    assert journal.pending() == [entry]
+    assert journal.submit(entry, 0).attempt == 2
+
+
+def test_a_request_that_kills_its_replica_ends() -> None:
+    journal, entry = live(emitted=3)
+    for _ in range(MAX_LOSSES - 1):
+        assert journal.lost(0) == []
+        journal.submit(entry, 0)
+    (end,) = journal.lost(0)
+    assert (end.finish, end.error_kind) == ("error", "stage_lost")
+    assert "5 times in a row" in end.error
+    assert len(journal) == 0
+    journal.check_integrity()
+
+
 def test_removing_says_what_to_cancel() -> None:
     journal, entry = live()
     assert journal.remove(ID) == Cancel(ID, 1)
@@ -195,6 +215,7 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
     calm = [("send", 2)] * (2 * len(ANSWER))
     for action, number in [*drawn, *calm]:
         if action == "lost":
+            entry.losses = 0  # that many in a row end a request: another test
             for news in journal.lost(0):
                 finishes.append(news.finish)
             for pending in journal.pending():
