@@ -155,7 +155,7 @@ def decode_envelope(buf: Buffer) -> Envelope:
 def open_as(buf: Buffer, *kinds: Kind) -> tuple[Envelope, Kind, Reader]:
     """Envelope, kind and a reader at the body, of a frame that must be of one of ``kinds``."""
     envelope = decode_envelope(buf)
-    kind = Kind(envelope.kind)
+    kind = _KINDS[envelope.kind]
     if kind not in kinds:
         wanted = " or ".join(k.name for k in kinds)
         raise WireError(f"kind: got {kind.name}, want {wanted}")

@@ -25,7 +25,13 @@ from lamella_contract.wire_base import (
     seal,
 )
 from lamella_contract.wire_json import read_json, write_json
-from lamella_contract.wire_step import MAX_TEXT, Sampling, pack_sampling, read_sampling
+from lamella_contract.wire_step import (
+    MAX_TEXT,
+    Sampling,
+    new_record,
+    pack_sampling,
+    read_sampling,
+)
 
 REQUEST_ID_BYTES = 16
 
@@ -220,11 +226,9 @@ def _read_events(reader: Reader) -> Events:
         new = ids[taken : taken + n_ids]
         taken += n_ids
         error, kind, retry_after_s = _read_error(reader) if has_error else ("", "", 0.0)
-        items.append(
-            TokenEvent(
-                request_id, attempt, position, new, FINISHES[code], error, kind, retry_after_s
-            )
-        )
+        finish = FINISHES[code]
+        values = (request_id, attempt, position, new, finish, error, kind, retry_after_s)
+        items.append(new_record(TokenEvent, values))
     return Events(tuple(items))
 
 
