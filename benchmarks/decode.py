@@ -2,10 +2,10 @@
 
     python benchmarks/decode.py [--model m768] [--cpu 0] [--rounds 5] [--batches 1,16] [--json FILE]
 
-Both run in one process on one pinned core with one thread, turn by turn, so that a busy machine hits both
-alike; the table shows medians over the rounds. The clock is the process's CPU time (on one core with one
-thread the same as wall time, when nothing else runs there); `--clock wall` for the other. Weights are random (benchmarks/models.py), prompts
-have equal lengths, sampling is greedy, the dtype is bf16.
+Both run in one process on one pinned core with one thread, turn by turn, so that a busy machine hits
+both alike; the table shows medians over the rounds. The clock is the process's CPU time (the same
+as wall time when nothing else runs on that core); `--clock wall` takes the other. Weights are
+random (benchmarks/models.py), prompts have equal lengths, sampling is greedy, the dtype is bf16.
 """
 
 import argparse
@@ -73,6 +73,7 @@ class Fast:
 
     def __init__(self, folder: Path, config: Any) -> None:
         import torch
+
         from lamella_worker.fast import FastRunner
 
         reader = FileReader(folder / "model.safetensors")
@@ -86,6 +87,7 @@ class Fast:
         """ids [batch, count] at position `start` -> next ids [batch], numpy."""
         import numpy as np
         import torch
+
         from lamella_worker.batch import Segment, StepBatch
 
         batch, count = ids.shape

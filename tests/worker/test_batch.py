@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lamella_contract.errors import RequestError
 from lamella_worker.batch import Segment, StepBatch, contiguous_start, table_rows
 

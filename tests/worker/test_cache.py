@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from lamella_contract.errors import InvalidConfig, RequestError
 from lamella_worker.cache import KVShape, PagedPool
 

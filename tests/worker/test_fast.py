@@ -1,8 +1,8 @@
 """The fast runner against transformers' own code, in float32, family by family.
 
-One oracle: the unsplit Hugging Face model run on each sequence alone, without a cache. The stages run as the
-workers run them: two sequences of very different lengths packed in one batch, prefill in chunks,
-then decode, through 1, 2 and 3 stages with pages from a shuffled pool.
+One oracle: the unsplit Hugging Face model run on each sequence alone, without a cache. The stages
+run as the workers run them: two sequences of very different lengths packed in one batch, prefill in
+chunks, then decode, through 1, 2 and 3 stages with pages from a shuffled pool.
 """
 
 import copy
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
 
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.fast import FastRunner, supports, tensor_names
-from lamella_worker.fast_table import FAMILIES, spec_of
+from lamella_worker.fast import FastRunner, supports
+from lamella_worker.fast_table import FAMILIES
 
 BLOCK = 4
 LENGTHS = (41, 9)  # tokens of the two sequences before decode
@@ -109,7 +108,8 @@ CASES: dict[str, dict[str, Any]] = {
         model_type="phi3", original_max_position_embeddings=16, rope_parameters=LONGROPE
     ),
     "phi3-partial": dict(
-        model_type="phi3", rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5, **ROPE}
+        model_type="phi3",
+        rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5, **ROPE},
     ),
     "olmo": dict(model_type="olmo", clip_qkv=0.3),
     "olmo2": dict(model_type="olmo2"),
@@ -210,7 +210,7 @@ def tables(scattered: bool, sizes: Sequence[int]) -> list[np.ndarray]:
 def serve(
     stages: list[FastRunner], prompts: list[np.ndarray], steps: int, *, scattered: bool, chunk: int
 ) -> list[np.ndarray]:
-    """Greedy logits per sequence, [steps + 1, vocabulary], with given continuations teacher-forced."""
+    """Logits per sequence, [steps + 1, vocabulary]: after the prompt and each given further token."""
     blocks = tables(scattered, [len(p) for p in prompts])
     lengths = [len(p) - steps for p in prompts]
     done = [0] * len(prompts)

@@ -1,8 +1,8 @@
 """Attention of packed rows over the paged, head-major pool.
 
-Knows no model and no scheduler: it gets queries, a pool, a plan made once per step (attention_plan.py)
-and what a layer wants (scale, window, soft-cap, sinks). Runners call `attend` after they wrote the
-step's keys and values.
+Knows no model and no scheduler: it gets queries, a pool, a plan made once per step
+(attention_plan.py) and what a layer wants (scale, window, soft-cap, sinks). Runners call `attend`
+after they wrote the step's keys and values.
 
 Backends behind one interface. `portable` gathers and computes in float32 with plain operations: it
 runs anywhere and is the reference. `sdpa` and `float32` read contiguous sequences as views; they
@@ -20,12 +20,12 @@ from lamella_worker.attention_plan import AttentionPlan, Piece
 from lamella_worker.cache import PagedPool
 
 SCRATCH_ELEMENTS = 1 << 20
-"""Float32 keys and values are made in pieces of about this size (4 MB), so that they stay in cache."""
+"""Float32 keys and values are made in pieces of about this size (4 MB), to stay in cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What a layer wants. `window` counts the token itself: keys in (position - window, position]."""
+    """What a layer wants. Under a `window` a query sees keys in (position - window, position]."""
 
     heads: int
     kv_heads: int
@@ -45,7 +45,7 @@ class AttentionBackend(Protocol):
     def attend(
         self, q: torch.Tensor, pool: PagedPool, layer: int, plan: AttentionPlan, spec: AttentionSpec
     ) -> torch.Tensor:
-        """q [tokens, heads, k_dim] (any strides over tokens) -> [tokens, heads * v_dim], q's dtype."""
+        """q [tokens, heads, k_dim], any stride over tokens -> [tokens, heads * v_dim], q's dtype."""
         ...
 
 
@@ -230,7 +230,7 @@ class ViewAttention:
         piece: Piece,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Several queries of one sequence: q [count, heads, k_dim], k and v [1, kv_heads, keys, dim]."""
+        """Several queries of one sequence: q [count, heads, k_dim], k, v [1, kv_heads, keys, dim]."""
         queries = q.transpose(0, 1).unsqueeze(0)  # [1, heads, count, k_dim]
         grouped = spec.heads != spec.kv_heads
         if spec.softcap is not None:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from lamella_contract.errors import RequestError
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]

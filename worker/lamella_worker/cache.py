@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from lamella_contract.errors import InvalidConfig
 
+from lamella_contract.errors import InvalidConfig
 from lamella_worker.batch import Int32Array, Int64Array, check_tables
 
 

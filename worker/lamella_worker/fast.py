@@ -1,8 +1,8 @@
 """FastRunner: the layers of one stage, hand-written for the common dense decoder families.
 
-Knows no socket, no scheduler and no modelling code of transformers (only a config object). It is one of
-the runners that a stage can have (see model.py): `supports` says whether the family is in the table
-(fast_table.py), `FastRunner.build` reads a slice, `step` computes a batch on it.
+Knows no socket, no scheduler and no modelling code of transformers (only a config object). It is
+one of the runners that a stage can have (see model.py): `supports` says whether the family is in
+the table (fast_table.py), `FastRunner.build` reads a slice, `step` computes a batch on it.
 
 A stage with layer 0 embeds token ids; the stage with the last layer gives logits for the rows that
 ask for them; between stages goes the residual stream `hidden` [tokens, hidden size].
@@ -11,8 +11,9 @@ ask for them; between stages goes the residual stream `hidden` [tokens, hidden s
 from collections.abc import Sequence
 
 import torch
-from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
+import torch.nn.functional as F
 
+from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
 from lamella_worker.attention import AttentionBackend, AttentionSpec
 from lamella_worker.attention_choice import choose_attention
 from lamella_worker.attention_plan import AttentionPlan
@@ -30,7 +31,7 @@ from lamella_worker.fast_weights import (
     read_matrix,
     read_norm,
 )
-from lamella_worker.linear import Linear, make_linear
+from lamella_worker.linear import Linear, fewest_rows, make_linear
 from lamella_worker.rope import Rope, make_rope
 
 
@@ -73,6 +74,7 @@ class FastRunner:
         self._head = head
         self.dtype = dtype
         self.device = device
+        self._fewest_rows = fewest_rows(dtype, device.type)
         self._pool: PagedPool | None = None
         self._backend: AttentionBackend | None = None
         self._ropes: dict[str, Rope] = {}
@@ -94,6 +96,7 @@ class FastRunner:
                 f"layers [{first_layer}, {last_layer}); wanted within [0, {spec.layers})"
             )
         device = torch.device(device)
+        fewest_rows(dtype, device.type)  # measured before the weights take their memory
         with torch.inference_mode():
             layers = [
                 DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device))
@@ -178,16 +181,19 @@ class FastRunner:
     def step(self, batch: StepBatch, inputs: Bundle) -> Bundle:
         """Compute one batch.
 
-        Takes `token_ids` int64 [tokens] on the first stage, else `hidden` [tokens, hidden size]; gives
-        `hidden`, or on the last stage `logits` float32 [sampled, vocabulary].
+        Takes `token_ids` int64 [tokens] on the first stage, else `hidden` [tokens, hidden size];
+        gives `hidden`, or on the last stage `logits` float32 [sampled, vocabulary].
         """
         pool, backend = self.pool, self._backend
         assert backend is not None
         hidden = self._enter(batch, inputs)
+        if batch.tokens < self._fewest_rows:
+            hidden = F.pad(hidden, (0, 0, 0, self._fewest_rows - batch.tokens))
         positions = rows_tensor(batch.positions, self.device)
         step = StepContext(
             pool=pool,
             backend=backend,
+            tokens=batch.tokens,
             plan=AttentionPlan(batch, self.device),
             cache_rows=rows_tensor(batch.cache_rows, self.device),
             angles={k: rope.angles(positions, self.dtype) for k, rope in self._ropes.items()},
@@ -213,14 +219,16 @@ class FastRunner:
 
     def _leave(self, batch: StepBatch, hidden: torch.Tensor) -> Bundle:
         if self._head is None or self._final_norm is None:
-            return {"hidden": hidden}
+            return {"hidden": hidden[: batch.tokens]}
         rows = batch.sample_rows
         if len(rows) == 0:
             empty = torch.empty(0, self._spec.vocab, dtype=torch.float32, device=self.device)
             return {"logits": empty}
         if len(rows) != batch.tokens:
             hidden = hidden.index_select(0, rows_tensor(rows, self.device))
-        logits = self._head(self._final_norm(hidden))
+            if len(rows) < self._fewest_rows:
+                hidden = F.pad(hidden, (0, 0, 0, self._fewest_rows - len(rows)))
+        logits = self._head(self._final_norm(hidden))[: len(rows)]
         if self._spec.logit_scale != 1.0:
             logits = logits.mul_(self._spec.logit_scale)
         if self._spec.logit_softcap is not None:

@@ -30,6 +30,7 @@ class StepContext:
     pool: PagedPool
     backend: AttentionBackend
     plan: AttentionPlan
+    tokens: int  # rows that are tokens; rows of the hidden states after them are padding
     cache_rows: torch.Tensor  # int64 [tokens]
     angles: dict[str, Angles]  # by layer type; "" where a family has one rotation
 
@@ -37,8 +38,8 @@ class StepContext:
 class RMSNorm:
     """x / rms(x) * (weight + offset), over the last dimension (arXiv 1910.07467).
 
-    Root of (sum of squares + eps * size) as hypot(norm, sqrt(eps * size)): three cheap operations and one
-    rounding, where the plain formula takes six.
+    The root of (sum of squares + eps * size) is hypot(norm, sqrt(eps * size)): half the cost of the
+    plain formula, and rounded once.
     """
 
     def __init__(self, weights: NormWeights, spec: NormSpec, size: int) -> None:
@@ -48,9 +49,9 @@ class RMSNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> the same shape and dtype."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scaled = torch.div(x, norm.hypot_(self._floor))
-        return torch.mul(scaled, self._weight, out=torch.empty_like(x))
+        y = x.to(torch.float32, copy=True)
+        norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).hypot_(self._floor)
+        return y.div_(norm).mul_(self._weight).to(x.dtype)
 
 
 class LayerNorm:
@@ -77,7 +78,7 @@ def make_norm(weights: NormWeights, spec: NormSpec, size: int) -> Norm:
 
 
 class DecoderLayer:
-    """Attention and MLP of one layer, with the residual stream added where possible in the product."""
+    """Attention and MLP of one layer; the residual is added in the product where possible."""
 
     def __init__(self, spec: DecoderSpec, layer: int, weights: LayerWeights) -> None:
         self._spec = spec
@@ -101,7 +102,7 @@ class DecoderLayer:
         )
 
     def __call__(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden]; writes the step's keys and values to the pool."""
+        """[rows, hidden] -> [rows, hidden]; writes the step's keys and values to the pool."""
         x = self._before_attention(hidden) if self._before_attention else hidden
         mixed = self._attend(x, step)
         if self._spec.parallel:
@@ -112,12 +113,11 @@ class DecoderLayer:
 
     def _attend(self, x: torch.Tensor, step: StepContext) -> torch.Tensor:
         spec = self._spec
-        tokens = x.shape[0]
-        qkv = self._weights.qkv(x)
+        qkv = self._weights.qkv(x)[: step.tokens]
         if spec.clip_qkv is not None:
             qkv.clamp_(-spec.clip_qkv, spec.clip_qkv)
         # [tokens, heads + 2 * kv_heads, head_dim]
-        rows = qkv.view(tokens, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+        rows = qkv.view(step.tokens, spec.heads + 2 * spec.kv_heads, spec.head_dim)
         if self._qk_norms is not None and not self._after_rope:
             self._norm_qk(rows)
         if self._rope is not None:
@@ -128,7 +128,9 @@ class DecoderLayer:
         assert joined is not None  # keys and values are equally wide in every family here
         joined.index_copy_(1, step.cache_rows, rows[:, spec.heads :].transpose(0, 1))
         q = rows[:, : spec.heads]
-        return step.backend.attend(q, step.pool, self._layer, step.plan, self._attention)
+        mixed = step.backend.attend(q, step.pool, self._layer, step.plan, self._attention)
+        missing = x.shape[0] - step.tokens
+        return mixed if missing == 0 else F.pad(mixed, (0, 0, 0, missing))
 
     def _mlp(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         weights = self._weights
@@ -141,7 +143,7 @@ class DecoderLayer:
     def _join(
         self, linear: Linear, x: torch.Tensor, residual: torch.Tensor, norm: Norm | None
     ) -> torch.Tensor:
-        """residual + residual_scale * norm(linear(x)), as one call where there is nothing between."""
+        """residual + residual_scale * norm(linear(x)), as one call where nothing is between."""
         if norm is None and self._spec.residual_scale == 1.0:
             return linear.add(x, residual)
         y = linear(x)

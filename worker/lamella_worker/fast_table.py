@@ -1,8 +1,8 @@
 """What the fast runner knows of each family: one `DecoderSpec` per configuration.
 
-Knows no tensor's value and no modelling code: only a transformers config object. fast.py builds a slice
-from the spec; anything that the table does not know is refused here (`UnsupportedFamily`), and a
-general runner serves it instead.
+Knows no tensor's value and no modelling code: only a transformers config object. fast.py builds a
+slice from the spec; anything that the table does not know is refused here (`UnsupportedFamily`),
+and a general runner serves it instead.
 
 Every family is Llama with differences, so each function below says only what differs.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from lamella_contract.errors import UnsupportedFamily
-
 from lamella_worker.rope import KNOWN_ROPE_TYPES, is_nested, rope_parameters
 
 Config: TypeAlias = Any
@@ -53,7 +52,7 @@ class QKNorm:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """Everything that decides the arithmetic of one decoder. Per-layer fields have one entry each."""
+    """Everything that decides the arithmetic of one decoder. Fields in plural are per layer."""
 
     layers: int
     hidden: int

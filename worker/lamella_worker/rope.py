@@ -1,16 +1,18 @@
 """Rotary position embeddings: frequencies fixed at load, cosines per step, rotation in place.
 
-Knows no model's layers. A runner makes one `Rope` per kind of rotation its layers have, asks it for a
-step's cosines and sines once, and rotates each layer's queries and keys with `rotate_`.
+Knows no model's layers. A runner makes one `Rope` per kind of rotation its layers have, asks it
+once per step for cosines and sines, and rotates each layer's queries and keys with `rotate_`.
 
-Frequencies are those that transformers takes for a sequence of the served maximum length: long-rope
-and dynamic NTK would otherwise follow the longest row of a batch, and change under a sequence's cache.
+Frequencies are those that transformers takes for a sequence of the served maximum length:
+long-rope and dynamic NTK would otherwise follow the longest row of a batch, and change under a
+sequence's cache.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from lamella_contract.errors import UnsupportedFamily
 
 KNOWN_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn", "longrope", "dynamic"})
@@ -21,7 +23,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """`inv_freq` float32 [rotary_dim / 2]; `scaling` multiplies cosines and sines (yarn, longrope)."""
+    """`inv_freq` float32 [rotary_dim / 2]; `scaling` multiplies cosines and sines (yarn)."""
 
     inv_freq: torch.Tensor
     scaling: float
@@ -59,15 +61,15 @@ def rotate_(x: torch.Tensor, angles: Angles) -> None:
 def half_split_order(head_dim: int, rotary_dim: int) -> torch.Tensor:
     """Order of a head's elements that turns interleaved rotation into rotation of halves.
 
-    Families after GPT-J rotate neighbours (0, 1), (2, 3)...; with queries and keys both reordered, scores
-    are the same and `rotate_` serves. int64 [head_dim].
+    Families after GPT-J rotate neighbours (0, 1), (2, 3)...; with queries and keys both reordered,
+    scores are the same and `rotate_` serves. int64 [head_dim].
     """
     even = torch.arange(0, rotary_dim, 2)
     return torch.cat((even, even + 1, torch.arange(rotary_dim, head_dim)))
 
 
 def rope_parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
-    """The rotation's parameters of a transformers config; of one layer type where they are nested."""
+    """The rotation's parameters in a transformers config; one layer type's where nested."""
     parameters = getattr(config, "rope_parameters", None) or {}
     if layer_type is not None and isinstance(parameters.get(layer_type), dict):
         parameters = parameters[layer_type]
@@ -83,7 +85,7 @@ def is_nested(config: Any) -> bool:
 def make_rope(config: Any, layer_type: str | None, rotary_dim: int, max_model_len: int) -> Rope:
     """Frequencies of a config for sequences up to `max_model_len` tokens.
 
-    `rotary_dim` elements of each head are rotated (by the default kind; scaled kinds say it themselves).
+    `rotary_dim` elements of each head are rotated (by the default kind; scaled kinds say their own).
 
     The formulas of scaled kinds are transformers' own (modeling_rope_utils.ROPE_INIT_FUNCTIONS), so
     that a served model is rotated as its authors' code rotates it. Raises UnsupportedFamily.
