@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 Row = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-_NUCLEUS_GUESS = 1024  # most nuclei are smaller; a full sort of 256k logits costs 20 ms
+_COLDEST = 1e-20  # below, a temperature divides nothing but 0 in float32: it is argmax
+_BLOCK = 256  # weights summed at once; a running sum over all of them takes ten times as long
+_SORTABLE = 2048  # up to here a sort costs less than being clever; 256k take 30 ms
+_NUCLEUS_GUESS = 256  # most nuclei of a trained model are smaller
+_GROUP = 64  # logits whose maximum stands for them in the search for the largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Filters:
     @property
     def greedy(self) -> bool:
         """The most likely token is taken and no random number is looked at."""
-        return self.temperature <= 0.0 or self.top_k == 1 or self.top_p <= 0.0
+        return self.temperature < _COLDEST or self.top_k == 1 or self.top_p <= 0.0
 
 
 def best(row: Row) -> int:
@@ -57,24 +61,36 @@ def draw(row: Row, filters: Filters, uniform: float) -> int:
     if filters.greedy:
         return best(row)
     ids, weights = candidates(row, filters)
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    index = min(index, len(weights) - 1)
+    index = locate(weights, uniform)
     return index if ids is None else int(ids[index])
+
+
+def locate(weights: Row, uniform: float) -> int:
+    """The index into whose share of the running sum `uniform` falls, never one of weight 0."""
+    whole = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1).astype(np.float64)
+    sums = np.append(sums, weights[whole:].sum(dtype=np.float64))
+    cumulative = np.cumsum(sums)
+    wanted = uniform * float(cumulative[-1])
+    block = int(np.searchsorted(cumulative, wanted, side="right"))
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    # As a fraction of the block: its float32 sum and its running sum differ by rounding.
+    fraction = 1.0 - (float(cumulative[block]) - wanted) / float(sums[block])
+    running = np.cumsum(inside, dtype=np.float64)
+    index = int(np.searchsorted(running, fraction * float(running[-1]), side="right"))
+    return block * _BLOCK + min(index, int(np.flatnonzero(inside)[-1]))
 
 
 def candidates(row: Row, filters: Filters) -> tuple[Ids | None, Row]:
     """The ids that may be chosen, ascending (None: all of them), and their unnormalised weights."""
     peak = float(row.max())
     check_peak(peak)
+    ids: Ids | None = None
+    if 0 < filters.top_k < len(row):  # before the exponential: only these are needed then
+        ids = largest(row, filters.top_k)
+        row = row[ids]
     with np.errstate(over="ignore", under="ignore"):
         weights: Row = np.exp((row - np.float32(peak)) / np.float32(filters.temperature))
-    if np.isnan(weights).any():  # a temperature so small that 0 / 0 came out
-        weights = (row == np.float32(peak)).astype(np.float32)
-    ids: Ids | None = None
-    if 0 < filters.top_k < len(row):
-        ids = largest(weights, filters.top_k)
-        weights = weights[ids]
     if filters.top_p < 1.0:
         inside = nucleus(weights, filters.top_p)
         ids = inside if ids is None else ids[inside]
@@ -87,22 +103,46 @@ def candidates(row: Row, filters: Filters) -> tuple[Ids | None, Row]:
     return ids, weights
 
 
-def largest(weights: Row, count: int) -> Ids:
-    """Ascending indexes of exactly `count` largest; of equals at the border the lowest indexes."""
-    border = np.partition(weights, len(weights) - count)[len(weights) - count]
-    above = np.flatnonzero(weights > border)
-    ties = np.flatnonzero(weights == border)[: count - len(above)]
-    return np.sort(np.concatenate((above, ties)))
+def largest(row: Row, count: int) -> Ids:
+    """Ascending indexes of exactly `count` largest; of equals at the border the lowest indexes.
+
+    The count-th largest of the maxima of disjoint groups bounds the border from below (`count`
+    values reach it), so the exact search is over what reaches the bound: a few hundred.
+    """
+    ids: Ids | None = None
+    columns = len(row) // _GROUP
+    if count <= columns:
+        maxima = row[: columns * _GROUP].reshape(_GROUP, columns).max(axis=0)
+        bound = np.partition(maxima, columns - count)[columns - count]
+        ids = np.flatnonzero(row >= bound)
+        row = row[ids]
+    border = np.partition(row, len(row) - count)[len(row) - count]
+    above = np.flatnonzero(row > border)
+    ties = np.flatnonzero(row == border)[: count - len(above)]
+    chosen = np.sort(np.concatenate((above, ties)))
+    return chosen if ids is None else ids[chosen]
 
 
 def nucleus(weights: Row, top_p: float) -> Ids:
-    """Ascending indexes of the smallest set of largest weights that holds `top_p` of the mass."""
+    """Ascending indexes of the smallest set of largest weights that holds `top_p` of the mass.
+
+    Weights (0 or more, float32, contiguous) are dealt into buckets by their upper 16 bits, which
+    order them; only the bucket in which the mass is reached is sorted.
+    """
     wanted = top_p * float(weights.sum(dtype=np.float64))
-    if len(weights) > 4 * _NUCLEUS_GUESS:
-        head = largest(weights, _NUCLEUS_GUESS)
-        if float(weights[head].sum(dtype=np.float64)) >= wanted:
-            return head[_prefix(weights[head], wanted)]
-    return _prefix(weights, wanted)
+    if len(weights) <= _SORTABLE:
+        return _prefix(weights, wanted)
+    head = largest(weights, _NUCLEUS_GUESS)
+    if float(weights[head].sum(dtype=np.float64)) >= wanted:
+        return head[_prefix(weights[head], wanted)]
+    keys = np.right_shift(weights.view(np.int32), 16)
+    mass = np.bincount(keys, weights=weights)[::-1].cumsum()  # from the heaviest bucket on
+    bucket = int(np.searchsorted(mass, min(wanted, float(mass[-1])), side="left"))
+    before = float(mass[bucket - 1]) if bucket else 0.0
+    key = int(mass.size) - 1 - bucket
+    inside = np.flatnonzero(keys == key)
+    border = inside[_prefix(weights[inside], wanted - before)]
+    return np.sort(np.concatenate((np.flatnonzero(keys > key), border)))
 
 
 def _prefix(weights: Row, wanted: float) -> Ids:

@@ -53,7 +53,8 @@ class SeenIds:
 
     def add(self, token: int) -> None:
         """Fold one output id."""
-        self._counts[self._place(token)] += 1
+        place = self._place(token)  # first: it may make the arrays anew
+        self._counts[place] += 1
         self._output.append(token)
 
     def rewind(self, length: int) -> None:
