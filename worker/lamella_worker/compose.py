@@ -70,6 +70,7 @@ class Composer:
         self._cost = cost
         self._max_step_tokens = max_step_tokens
         self._step_limit_s = step_limit_s
+        self._decoding = False  # rows that decode are in this step or in flight
         self._context = 0.0  # mean length of the decode rows of the last step with some
 
     def enqueue(self, request: LiveRequest) -> None:
@@ -99,6 +100,7 @@ class Composer:
     def add_decodes(self, draft: Draft, *, steps_in_flight: int, rows_in_flight: int) -> None:
         """Put a cohort of ready rows into the step, unless enough cohorts are in flight."""
         ready = self.ready
+        self._decoding = bool(ready) or rows_in_flight > 0
         if not ready:
             return
         rows = len(ready) + rows_in_flight
@@ -161,10 +163,15 @@ class Composer:
         room = min(pending, self._max_step_tokens - len(draft.ids))
         if room <= LEAST_CHUNK and not draft.prompt_tokens:
             return room
-        in_time = self._cost.chunk_tokens(draft.work, start, self._step_limit_s)
-        if draft.prompt_tokens and in_time < min(pending, LEAST_CHUNK):
+        # Rows that decode wait for all chunks in the pipeline: together those keep the limit.
+        waited_for = self._cost.stages if self._decoding else 1
+        best = min(
+            self._cost.chunk_tokens(draft.work, start, self._step_limit_s / waited_for),
+            self._cost.fill_tokens(self.queued_tokens + draft.prompt_tokens) - draft.prompt_tokens,
+        )
+        if draft.prompt_tokens and best < min(pending, LEAST_CHUNK):
             return 0
-        return min(room, max(in_time, LEAST_CHUNK))
+        return min(room, max(best, LEAST_CHUNK))
 
     def _has_blocks_for(self, request: LiveRequest) -> bool:
         """Whether a waiting request's ids fit beside what the running ones are sure to need.

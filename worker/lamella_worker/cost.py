@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FORGET = 0.995  # weight of an observation fades by this with each later one of its kind
+_WARM = 2  # first steps of a kind, which page in and set up: dropped once there are others
 _SETTLED = 16  # observations before one that is far off is taken for an outlier
-_REFIT_EVERY = 8
+_REFIT_EVERY = 16
+_STEP_S = 0.001  # what a step costs besides computing: a hop, and waking up
+_LEAST_FILL = 64  # tokens below which prompts are not cut to fill the pipeline
 _FIRST_CHUNK = 256  # tokens of prefill tried before any were timed
 _UNIT = np.array([1.0, 64.0, 65536.0])  # brings the three features to like size
 # Weakest pull on the constant: until sizes vary, all time counts as constant, so nothing is split.
@@ -54,6 +57,8 @@ class _Fit:
     def observe(self, work: Work, seconds: NDArray[np.float64]) -> bool:
         """Take a step in; whether the coefficients changed."""
         x = np.array([1.0, work.tokens, work.pairs]) / _UNIT
+        if self.seen == _WARM:
+            self._gram, self._moment = np.zeros_like(self._gram), np.zeros_like(self._moment)
         if self.seen >= _SETTLED:
             # A page fault storm or a swap-in is no news about the next step.
             seconds = np.minimum(seconds, 3.0 * self.predict(work) + 0.002)
@@ -71,6 +76,11 @@ class _Fit:
         result: NDArray[np.float64] = self.coefficients @ (1.0, work.tokens, work.pairs)
         return result
 
+    def typical(self) -> Work:
+        """The mean step of this kind."""
+        _, tokens, pairs = (self._gram[0] / self._gram[0, 0] * _UNIT).tolist()
+        return Work(int(tokens), int(pairs), prefill=True)
+
     def _refit(self) -> None:
         # A step from the last solution, pulled back to it: directions in which nothing varies
         # lately keep what they learned when something did.
@@ -78,13 +88,24 @@ class _Fit:
         gram = self._gram + _PULL
         moment = self._moment + last @ _PULL
         found = np.linalg.solve(gram, moment.T).T
-        if (found < 0.0).any():
-            found = np.maximum(found, 0.0)
-            for _ in range(20):  # coordinate descent on the non-negative least squares problem
-                for j in range(3):
-                    rest = moment[:, j] - found @ gram[j] + found[:, j] * gram[j, j]
-                    found[:, j] = np.maximum(rest / gram[j, j], 0.0)
+        for stage in np.nonzero((found < 0.0).any(axis=1))[0]:
+            found[stage] = _without_negative(gram, moment[stage])
         self.coefficients = found / _UNIT
+
+
+def _without_negative(
+    gram: NDArray[np.float64], moment: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Least squares with the features left out, one after another, that would turn negative."""
+    found = np.zeros(3)
+    kept = [0, 1, 2]
+    while kept:
+        some = np.linalg.solve(gram[np.ix_(kept, kept)], moment[kept])
+        if (some >= 0.0).all():
+            found[kept] = some
+            break
+        del kept[int(some.argmin())]
+    return found
 
 
 class CostModel:
@@ -93,6 +114,7 @@ class CostModel:
     def __init__(self, stages: int) -> None:
         self.stages = stages
         self.version = 0
+        self._fill: tuple[int, float] = (-1, 0.0)  # version, see `fill_tokens`
         self._decode = _Fit(stages)
         self._prefill = _Fit(stages)
 
@@ -132,6 +154,33 @@ class CostModel:
             if per_row > 0.0:
                 most = min(most, (limit_s - a) / per_row)
         return max(1, int(most))
+
+    def fill_tokens(self, queued: int) -> int:
+        """Prompt tokens per step that get ``queued`` ones through the pipeline soonest.
+
+        With steps of c tokens that cost ``a + b * c`` on the slowest of N stages, all are through
+        after ``(queued / c + N - 1) * (a + b * c)``: least at ``c = sqrt(a * queued / (b *
+        (N - 1)))``. Smaller steps start the later stages sooner, bigger ones read weights less
+        often. At least 64; as good as unlimited for one stage or when too little is known.
+        """
+        if self.stages == 1 or self._prefill.seen < _SETTLED // 2:
+            return 2**31
+        if self._fill[0] != self.version:
+            self._fill = self.version, self._fill_ratio()
+        steps = max(1, round(sqrt(queued / self._fill[1])))  # equal ones: no small rest
+        return max(_LEAST_FILL, -(-queued // steps))
+
+    def _fill_ratio(self) -> float:
+        """``a / (b * (N - 1))`` of `fill_tokens`, about the typical prefill step."""
+        typical = self._prefill.typical()
+        seconds = self._prefill.predict(typical)
+        slowest = int(seconds.argmax())
+        # Steps of one size say nothing about a; a decode step of one row is nearly all a.
+        fixed = float(self._prefill.coefficients[slowest, 0])
+        if self._decode.seen:
+            fixed = float(self._decode.predict(Work(1, 0, prefill=False))[slowest])
+        slope = max(float(seconds[slowest]) - fixed, 1e-9) / max(typical.tokens, 1)
+        return (fixed + _STEP_S) / (slope * (self.stages - 1))
 
     def chunk_tokens(self, beside: Work, start: int, limit_s: float) -> int:
         """Most prompt tokens from position ``start`` on that may join a step.
