@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lamella_contract.errors import CorruptModel
+from lamella_contract.errors import UnsupportedFamily
 
 _STATE_ITEM_BYTES = 4  # recurrent states are kept in float32 whatever the model's dtype
 _NO_ATTENTION = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "moe", "mlp", "dummy")
@@ -31,7 +31,7 @@ class LayerCache:
 def layer_caches(config: Any, num_layers: int, item_bytes: int) -> tuple[LayerCache, ...]:
     """The caches of layers ``[0, num_layers)`` of a text config, elements of ``item_bytes``.
 
-    Raises `CorruptModel` when the config lacks the fields that the family's attention needs.
+    Raises `UnsupportedFamily` when the config has none of the fields known here.
     """
     kinds = _kinds(config, num_layers)
     reused = _reused(config, num_layers)
@@ -209,7 +209,10 @@ def _first(config: Any, *names: str) -> Any:
 def _needed(config: Any, *names: str) -> Any:
     value = _first(config, *names)
     if value is None:
-        raise CorruptModel(f"config.json of {config.model_type} lacks {names[0]}")
+        raise UnsupportedFamily(
+            f"what a layer of {config.model_type} keeps cannot be told: its config.json has no "
+            f"{names[0]}"
+        )
     return value
 
 

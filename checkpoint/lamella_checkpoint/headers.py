@@ -180,7 +180,7 @@ def _tensor(file: str, name: str, entry: object, base: int) -> TensorInfo:
     dtype: Any = entry.get("dtype")
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CorruptModel(f"{where}: dtype: got {shown(dtype)}, want one of safetensors' dtypes")
     if not _naturals(shape):
         raise CorruptModel(f"{where}: shape: got {shown(shape)}, want a list of sizes")

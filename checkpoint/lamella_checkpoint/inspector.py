@@ -101,17 +101,32 @@ def read_config(source: Source) -> Any:
         raise UnsupportedFamily(
             f"{source.uri}: model_type: got {shown(family)}, want one that transformers knows"
         )
-    _refuse(source, document, family)
+    _refuse_quantized(source, document)
     try:
-        return CONFIG_MAPPING[family].from_dict(document)
+        config = CONFIG_MAPPING[family].from_dict(document)
     except Exception as error:  # config classes raise whatever their validation likes
         raise CorruptModel(f"{file}: {type(error).__name__}: {error}") from error
+    _refuse_config(source, config)
+    return config
 
 
-def _refuse(source: Source, document: Mapping[str, Any], family: str) -> None:
-    """What is known from the document alone not to work."""
-    if document.get("is_encoder_decoder"):
-        raise UnsupportedFamily(f"{source.uri}: {family} is an encoder-decoder, want a decoder")
+def _refuse_config(source: Source, config: Any) -> None:
+    """Families that are no decoders; what is doubtful is left to the workers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    family, text = config.model_type, cuts.text_config(config)
+    causal = {family, text.model_type} & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    planned = bool(getattr(text, "base_model_pp_plan", None))
+    encoder = getattr(text, "is_decoder", None) is False and not planned
+    if not causal or encoder or getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedFamily(
+            f"{source.uri}: {family} is no causal language model (decoder only), so it cannot be "
+            "served"
+        )
+
+
+def _refuse_quantized(source: Source, document: Mapping[str, Any]) -> None:
+    """Slices are read as they will be computed with: no dequantizing."""
     quantized = document.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -128,7 +143,7 @@ def decoder_layers(text: Any) -> int:
     try:
         return cuts.num_layers(text)
     except AttributeError:
-        raise CorruptModel(f"config.json of {text.model_type} lacks num_hidden_layers") from None
+        raise UnsupportedFamily(f"config.json of {text.model_type} names no layers") from None
 
 
 def max_model_len(text: Any) -> int:

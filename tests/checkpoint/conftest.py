@@ -122,7 +122,7 @@ def _etag(name: str, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if is_large(name) else blob_id(data)
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -233,9 +233,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
     return Handler
 
 
+@pytest.fixture(scope="module")
+def module_hub() -> Iterator[Hub]:
+    """A hub for a whole module; ``HF_ENDPOINT`` points to it meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from _served(patch)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty hub that ``HF_ENDPOINT`` points to."""
+    yield from _served(monkeypatch)
+
+
+def _served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from lamella_checkpoint.headers import read_headers
 from lamella_checkpoint.hub import HubOptions, HubSource
 from lamella_checkpoint.slices import SliceReader

@@ -108,12 +108,14 @@ def _load(source: Path, dtype: Any) -> Any:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(str(source.parent), **options)
-    except (NotImplementedError, KeyError) as error:
-        raise UnsupportedFamily(f"transformers cannot read {source.name}: {error}") from error
-    except ValueError as error:
-        if "not supported" in str(error):
-            raise UnsupportedFamily(f"transformers cannot read {source.name}: {error}") from error
-        raise CorruptModel(f"{source.name} is no readable GGUF: {error}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # transformers' reader raises struct.error, IndexError, ...
+        unsupported = isinstance(error, NotImplementedError) or "not supported" in str(error)
+        kind = UnsupportedFamily if unsupported else CorruptModel
+        raise kind(
+            f"{source.name} cannot be read as GGUF: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _publish(work: Path, out_dir: Path, digest: str, dtype: str) -> Path:
