@@ -58,6 +58,7 @@ def main() -> int:
     except (OSError, UnicodeDecodeError, InvalidConfig) as reason:
         return _fail(EXIT_CONFIG, f"{arguments.config}: {reason}")
     logs.configure(config.name)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # says at INFO what we say
     setproctitle(names.gateway_title(config.served_name))
     try:
         listener = listen(config.http_host, config.http_port)

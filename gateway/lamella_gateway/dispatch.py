@@ -128,6 +128,7 @@ class Dispatcher:
         cancel = self._journal.remove(entry.request_id)
         if cancel is not None and replica is not None:
             self._send(replica, cancel)
+            self._journal.cancelled(entry.request_id, self._loop.time())
             self._metrics.cancelled.inc()
 
     def hung_up(self, ticket: Ticket) -> None:
@@ -171,8 +172,10 @@ class Dispatcher:
         for event in events.items:
             news = self._journal.take(replica, event, now_s)
             if news is None:
-                continue
-            if isinstance(news, Replay):
+                cancel = self._journal.orphan(replica, event, now_s)
+                if cancel is not None:
+                    self._send(replica, cancel)
+            elif isinstance(news, Replay):
                 self._metrics.replays.inc()
                 self._send(replica, news)
             elif news.error_kind == contract.PipelineUnavailable.kind:

@@ -15,6 +15,7 @@ once. The rules:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from lamella_contract.errors import StageLost
 from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
 
 REPLAY_AGAIN_S = 0.5  # a replay that was asked for and did not come is asked for again
+CANCEL_AGAIN_S = 1.0  # a cancel is on its way; events that cross it are no reason for another
 SILENCE_S = 5.0  # a running request without news for this long asks for a replay
 MAX_LOSSES = 5  # replicas lost in a row without a token between
 IDLE_RESUBMIT_S = 2.0  # its replica has nothing to do: it never got the request
@@ -68,6 +70,7 @@ class Journal:
         self._entries: dict[bytes, Entry] = {}
         self._owed: dict[int, int] = {}  # replica -> tokens that it still owes
         self._eos = frozenset(eos_token_ids)
+        self._cancelled_s: OrderedDict[bytes, float] = OrderedDict()  # request -> when, lately
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -114,6 +117,24 @@ class Journal:
         if entry.replica is not None:
             self._owe(entry.replica, -entry.owed_tokens())
             entry.replica = None
+
+    def orphan(self, replica: int, event: TokenEvent, now_s: float) -> Cancel | None:
+        """What to tell a replica that works for nobody: on a request that this gateway does not
+        know (an earlier run of it did, or a cancel was lost) or that moved to another replica."""
+        entry = self._entries.get(event.request_id)
+        if event.finish or (entry is not None and entry.replica in (replica, None)):
+            return None
+        if now_s - self._cancelled_s.get(event.request_id, float("-inf")) < CANCEL_AGAIN_S:
+            return None
+        self.cancelled(event.request_id, now_s)
+        return Cancel(event.request_id, event.attempt)
+
+    def cancelled(self, request_id: bytes, now_s: float) -> None:
+        """A cancel was sent."""
+        self._cancelled_s[request_id] = now_s
+        self._cancelled_s.move_to_end(request_id)
+        while len(self._cancelled_s) > 1024:
+            self._cancelled_s.popitem(last=False)
 
     def remove(self, request_id: bytes) -> Cancel | None:
         """Forget a request; what to tell its replica if that still works on it."""

@@ -12,7 +12,7 @@ import pytest
 import zmq
 from gateway_lab import Lab, Served
 
-from lamella_contract.wire import Hello, Replay, Submit, TokenEvent
+from lamella_contract.wire import Cancel, Hello, Replay, Sampling, Submit, TokenEvent
 
 HELLO = "hello world, how are you? the quick brown fox jumps over the lazy dog"
 GO_ON = {"model": "toy", "prompt": "the fox", "max_tokens": 200}
@@ -247,6 +247,16 @@ def test_a_paused_stream_is_kept_alive(lab: Lab, eventually: Callable[..., None]
             assert next(lines).startswith(":")
             twin.set(paused=False)
             assert text_of(lines) == HELLO
+
+
+def test_what_an_earlier_gateway_left_running_is_cancelled(lab: Lab) -> None:
+    twin = lab.twin(HELLO)
+    twin.set(answer=lambda submit: ((40,) * 100_000, "length"))
+    lab.serve(twin)
+    left = Submit(b"l" * 16, 3, 1, (5,), Sampling())
+    twin.do(lambda: twin._submit(b"gateway-0", left))
+    twin.wait(lambda: twin.of(Cancel))
+    assert twin.of(Cancel) == [Cancel(b"l" * 16, 3)]
 
 
 def test_state_is_told(lab: Lab, eventually: Callable[..., None]) -> None:

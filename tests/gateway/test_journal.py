@@ -126,6 +126,19 @@ def test_a_request_that_kills_its_replica_ends() -> None:
     journal.check_integrity()
 
 
+def test_work_for_nobody_is_cancelled_once_a_second() -> None:
+    journal, entry = live()
+    other = event(0, 1)._replace(request_id=b"o" * 16, attempt=7)
+    assert journal.orphan(0, other, 1.0) == Cancel(b"o" * 16, 7)
+    assert journal.orphan(0, other, 1.9) is None
+    assert journal.orphan(0, other, 2.1) == Cancel(b"o" * 16, 7)
+    assert journal.orphan(0, other._replace(finish="stop"), 9.0) is None  # it is over
+    assert journal.orphan(0, event(0, 1), 9.0) is None  # it is wanted
+    assert journal.orphan(1, event(0, 1), 9.0) == Cancel(ID, 1)  # but from another replica
+    journal.release(entry)
+    assert journal.orphan(0, event(0, 1), 20.0) is None  # it may go out there again
+
+
 def test_removing_says_what_to_cancel() -> None:
     journal, entry = live()
     assert journal.remove(ID) == Cancel(ID, 1)
