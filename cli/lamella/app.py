@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 from typer.exceptions import TyperException
 
+from lamella import show
 from lamella_contract import names
 from lamella_contract.errors import LamellaError
 
@@ -92,7 +92,7 @@ def serve_command(
         api_keys_file="" if api_keys is None else str(_existing("--api-keys", api_keys)),
         max_step_tokens=max_step_tokens,
     )
-    out, err = Console(), Console(stderr=True)
+    out, err = show.console(), show.console(stderr=True)
     serve.serve(serve.ServeOptions(where, overrides, how, verbose), out, err)
 
 
@@ -122,7 +122,7 @@ def plan_command(
         max_sequences=max_sequences,
         revision=revision,
     )
-    plan.show_plan(where, overrides, output, Console(), Console(stderr=True))
+    plan.show_plan(where, overrides, output, show.console(), show.console(stderr=True))
 
 
 @app.command("chat")
@@ -159,7 +159,7 @@ def status_command(output: Output = "table") -> None:
     from lamella import status
 
     _one_of("--output", output, ("table", "json"))
-    raise typer.Exit(status.show_status(output, Console()))
+    raise typer.Exit(status.show_status(output, show.console()))
 
 
 @app.command("bench")
@@ -180,7 +180,7 @@ def bench_command(
     import asyncio
     import json
 
-    from lamella import bench, client, show
+    from lamella import bench, client
 
     _one_of("--output", output, ("table", "json"))
     loads = [
@@ -189,7 +189,7 @@ def bench_command(
     ]
     address = client.base_url(url)
     model, levels = asyncio.run(bench.run(address, api_key, loads))
-    out = Console()
+    out = show.console()
     if output == "json":
         document = {"url": address, "model": model, "levels": [x.as_json() for x in levels]}
         out.print(json.dumps(document, indent=2), markup=False, highlight=False, soft_wrap=True)
@@ -199,7 +199,7 @@ def bench_command(
     for level in levels:
         if level.failures:
             first = f"{level.concurrency} clients: {level.first_error}"
-            Console(stderr=True).print(escape(first), style="red", soft_wrap=True)
+            show.console(stderr=True).print(escape(first), style="red", soft_wrap=True)
     raise typer.Exit(1 if any(level.failures for level in levels) else 0)
 
 
@@ -208,7 +208,7 @@ def demo_command() -> None:
     """Print the folder of the demo model; it is made once, which takes about a minute."""
     from lamella import demo, machine
 
-    typer.echo(demo.ensure(machine.cache_home(), Console(stderr=True)))
+    typer.echo(demo.ensure(machine.cache_home(), show.console(stderr=True)))
 
 
 @app.callback()

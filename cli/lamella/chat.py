@@ -17,6 +17,9 @@ HELP = (
 )
 
 
+PLAIN_MAX_TOKENS = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Taste:
     """How answers are drawn. None leaves it to the endpoint."""
@@ -31,11 +34,30 @@ class Conversation:
 
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
+    plain: bool = False
+    """A base model without a chat template: the turns are written out as questions and answers."""
 
     def messages(self) -> list[dict[str, str]]:
         """All messages for the next request."""
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self.turns]
+
+    def transcript(self) -> str:
+        """The same as a text for a base model to go on with."""
+        marks = {"system": "", "user": "Q: ", "assistant": "A: "}
+        lines = [f"{marks[turn['role']]}{turn['content'].strip()}" for turn in self.messages()]
+        return "\n".join([*lines, "A:"])
+
+    def request(self, model: str, taste: Taste) -> tuple[str, dict[str, object]]:
+        """Path and body of the next request."""
+        body: dict[str, object] = {"model": model, "stream": True}
+        if taste.temperature is not None:
+            body["temperature"] = taste.temperature
+        if taste.max_tokens is not None or self.plain:
+            body["max_tokens"] = taste.max_tokens or PLAIN_MAX_TOKENS
+        if self.plain:
+            return "/v1/completions", body | {"prompt": self.transcript(), "stop": ["\nQ:"]}
+        return "/v1/chat/completions", body | {"messages": self.messages()}
 
 
 def run(
@@ -88,23 +110,16 @@ def _turn(
     taste: Taste,
     say: Callable[[str], None],
 ) -> None:
+    """One question and its answer; an error is said and forgotten with its question."""
     conversation.turns.append({"role": "user", "content": line})
-    body: dict[str, object] = {"model": model, "messages": conversation.messages(), "stream": True}
-    if taste.temperature is not None:
-        body["temperature"] = taste.temperature
-    if taste.max_tokens is not None:
-        body["max_tokens"] = taste.max_tokens
     answer: list[str] = []
     try:
-        with http.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                response.read()
-                raise EndpointError(client.error_text(response.status_code, response.text))
-            for piece in client.pieces(response.iter_lines()):
-                answer.append(piece.text)
-                say(piece.text)
+        if not _stream(http, url, conversation.request(model, taste), answer, say):
+            conversation.plain = True
+            say("(no chat template: going on as questions and answers)\n")
+            _stream(http, url, conversation.request(model, taste), answer, say)
     except KeyboardInterrupt:
-        # Leaving the `with` closed the connection, so the endpoint stops computing too.
+        # Leaving the stream closed the connection, so the endpoint stops computing too.
         say(" (stopped)")
     except (EndpointError, httpx.HTTPError) as error:
         say(f"(error: {error})\n")
@@ -112,3 +127,24 @@ def _turn(
         return
     say("\n")
     conversation.turns.append({"role": "assistant", "content": "".join(answer)})
+
+
+def _stream(
+    http: httpx.Client,
+    url: str,
+    request: tuple[str, dict[str, object]],
+    answer: list[str],
+    say: Callable[[str], None],
+) -> bool:
+    """Streams into `answer`; False when the model has no chat template. Raises EndpointError."""
+    path, body = request
+    with http.stream("POST", f"{url}{path}", json=body) as response:
+        if response.status_code != 200:
+            response.read()
+            if client.error_code(response.text) == "no_chat_template":
+                return False
+            raise EndpointError(client.error_text(response.status_code, response.text))
+        for piece in client.pieces(response.iter_lines()):
+            answer.append(piece.text)
+            say(piece.text)
+    return True

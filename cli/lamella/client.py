@@ -66,11 +66,20 @@ def model_name(http: httpx.Client, url: str) -> str:
 
 def error_text(status: int, body: str) -> str:
     """The message in an OpenAI error body, or the body's beginning."""
-    try:
-        message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = body.strip()[:200] or "no explanation"
+    message = _error_field(body, "message") or body.strip()[:200] or "no explanation"
     return f"HTTP {status}: {message}"
+
+
+def error_code(body: str) -> str:
+    """The machine's word in an OpenAI error body, "" when there is none."""
+    return _error_field(body, "code")
+
+
+def _error_field(body: str, field: str) -> str:
+    try:
+        return str(json.loads(body)["error"][field] or "")
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def pieces(lines: Iterable[str]) -> Iterator[Piece]:

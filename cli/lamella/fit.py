@@ -19,8 +19,9 @@ FORKED_BYTES = 300 << 20
 """The same for stages after the first on one machine, whose parent's pages they share."""
 CPU_CACHE_SHARE = 0.5
 """Of the memory left on a CPU machine, how much caches may take: other programs live here too."""
-CPU_CACHE_BYTES = 4 << 30
-"""And no more than this: a CPU computes no more tokens than these hold in useful time."""
+CPU_CACHE_LEAST_BYTES, CPU_CACHE_MOST_BYTES = 1 << 30, 4 << 30
+"""Of caches that nobody declared: one request of the model's full context, but no less and no more
+than this. A CPU computes no more tokens than that in useful time."""
 GPU_CACHE_SHARE = 0.9
 
 
@@ -42,7 +43,7 @@ def local(profile: ModelProfile, wanted: ShardedModelSpec, machine: Machine, dev
     room."""
     first = declared(profile, wanted)
     runtime = _runtime_bytes(len(first.stages), device)
-    room = _room(first.stages, runtime, machine, device)
+    room = _room(first.stages, runtime, machine, device, _most_cache_bytes(profile, wanted, first))
     memory = tuple(
         here
         if stage.memory_bytes is None
@@ -59,6 +60,23 @@ def local(profile: ModelProfile, wanted: ShardedModelSpec, machine: Machine, dev
     )
 
 
+def _most_cache_bytes(profile: ModelProfile, wanted: ShardedModelSpec, plan: Plan) -> int:
+    """Bytes of caches on a CPU: what was declared, else a sensible amount."""
+    per_token = profile.kv_bytes_per_token
+    context = wanted.context.max_model_len or profile.max_model_len
+    if wanted.context.max_sequences is not None:
+        return context * per_token * wanted.context.max_sequences + _block_bytes(plan, per_token)
+    usual = min(max(context * per_token, CPU_CACHE_LEAST_BYTES), CPU_CACHE_MOST_BYTES)
+    if wanted.context.max_model_len is None:
+        return usual
+    return max(usual, context * per_token + _block_bytes(plan, per_token))
+
+
+def _block_bytes(plan: Plan, bytes_per_token: int) -> int:
+    """What rounding to whole blocks can cost, on every stage."""
+    return plan.block_size * bytes_per_token * (plan.max_sequences + 1)
+
+
 def _runtime_bytes(stages: int, device: str) -> int:
     """Per stage; on a CPU the mean, for the parent's pages are shared."""
     if device != "cpu":
@@ -67,13 +85,17 @@ def _runtime_bytes(stages: int, device: str) -> int:
 
 
 def _room(
-    stages: Sequence[StagePlan], runtime_bytes: int, machine: Machine, device: str
+    stages: Sequence[StagePlan],
+    runtime_bytes: int,
+    machine: Machine,
+    device: str,
+    most_cache_bytes: int,
 ) -> tuple[int, ...]:
     """Bytes for each stage: its weights, its states, the runtime, and its part of the caches'
     bytes."""
     fixed = [stage.weight_bytes + stage.state_bytes + runtime_bytes for stage in stages]
     if device == "cpu":
-        caches = _cache_bytes(machine.free_bytes - sum(fixed), CPU_CACHE_SHARE, CPU_CACHE_BYTES)
+        caches = _cache_bytes(machine.free_bytes - sum(fixed), CPU_CACHE_SHARE, most_cache_bytes)
         return _deal(fixed, stages, range(len(stages)), caches)
     room = [0] * len(stages)
     for gpu, free_bytes in enumerate(machine.gpu_free_bytes):

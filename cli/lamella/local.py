@@ -20,6 +20,7 @@ from types import FrameType, TracebackType
 
 from lamella.children import Child, ChildSpec, Janitor, become_subreaper
 from lamella.errors import ChildFailed
+from lamella.logview import supervisor_line
 from lamella.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ TICK_S = 0.1
 GRACE_S = 1.7
 """How long children may take to end by themselves (a worker parent gives its stages 1.5 s); what is
 left is killed, within the 2 s of a stop."""
-BAD_INPUT_EXITS = (2, os.EX_CONFIG)
-"""A child that ends so has told what is wrong with its input: starting it again cannot help."""
+HOPELESS_EXITS = (2, 3, os.EX_CONFIG)
+"""Wrong input, a port in use, a model that cannot be loaded: before anything was ever ready, trying
+again cannot help."""
 FAILURES_BEFORE_READY = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -68,46 +70,45 @@ class _Place:
 class Supervisor:
     """Keeps its children running until a signal or an error; use as a context manager.
 
-    1. `__enter__` takes the signals and starts the janitor.
+    1. `__enter__` takes the signals, makes the run directory and starts the janitor.
     2. `start` starts a child, also long before `run`: the worker imports while the plan is made.
     3. `run` waits: it hands output on, starts an ended child again with back-off, and calls
        `tick` each 0.1 s.
     4. `__exit__` ends every child within 2 s and removes the run directory, whatever happened.
     """
 
-    def __init__(self, run_dir: RunDirectory, *, on_line: Callable[[str, str], None]) -> None:
-        self._run_dir = run_dir
+    run_dir: RunDirectory
+
+    def __init__(self, *, on_line: Callable[[str, str], None]) -> None:
         self._on_line = on_line
         self._places: list[_Place] = []
         self._selector = selectors.DefaultSelector()
         self._stop = False
-        self._waiting = False
+        self._deferring = True
         self.ready = False
         """Set once the pipeline has been ready: from then on a child that ends is started again
         without limit."""
 
     def __enter__(self) -> "Supervisor":
+        # Until this is done signals are only noted: `__exit__` is not called for a half-made one.
+        self._take_signals()
         become_subreaper()
-        self._janitor = Janitor(self._run_dir.path)
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-        # A handler must exist for the wake-up descriptor to be written when a child ends.
-        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.run_dir = RunDirectory.create()
+        self._janitor = Janitor(self.run_dir.path)
+        self._deferring = False
         return self
 
     def start(self, spec: ChildSpec) -> None:
-        """Starts a child and keeps it running."""
+        """Starts a child and keeps it running. Raises Interrupted when a signal has come."""
+        if self._stop:
+            raise Interrupted
         place = _Place(spec)
         self._places.append(place)
         self._start(place)
 
     def run(self, tick: Callable[[], None]) -> None:
         """Returns when a signal asks to stop. Raises ChildFailed, and whatever `tick` raises."""
-        self._waiting = True
+        self._deferring = True
         while not self._stop:
             for key, _ in self._selector.select(timeout=TICK_S):
                 if isinstance(key.data, Child):
@@ -125,9 +126,9 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._waiting = True  # a second Ctrl-C must not break the ending
+        self._deferring = True  # a second Ctrl-C must not break the ending
         self._end_children()
-        self._run_dir.remove()
+        self.run_dir.remove()
         self._janitor.dismiss()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
@@ -140,9 +141,19 @@ class Supervisor:
         self._stop = True
         # In `run` the wake-up descriptor ends the wait; anywhere else (planning, starting) only an
         # exception does.
-        if not self._waiting:
-            self._waiting = True
+        if not self._deferring:
+            self._deferring = True
             raise Interrupted
+
+    def _take_signals(self) -> None:
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        # A handler must exist for the wake-up descriptor to be written when a child ends.
+        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _start(self, place: _Place) -> None:
         child = Child(place.spec)
@@ -173,12 +184,13 @@ class Supervisor:
         self._collect(place)
         wait_s = place.back_off.delay_s(time.monotonic() - child.started_s)
         hopeless = not self.ready and (
-            code in BAD_INPUT_EXITS or place.back_off.failures >= FAILURES_BEFORE_READY
+            code in HOPELESS_EXITS or place.back_off.failures >= FAILURES_BEFORE_READY
         )
         if hopeless:
             raise ChildFailed(name=child.spec.name, code=code, lines=tuple(child.lines))
         place.due_s = time.monotonic() + wait_s
-        self._on_line(child.spec.name, f"WARNING ended with {describe_exit(code)}; starting again")
+        message = f"{child.spec.name} ended with {describe_exit(code)}; starting again"
+        self._on_line(child.spec.name, supervisor_line("WARNING", message))
 
     def _collect(self, place: _Place) -> None:
         child = place.child

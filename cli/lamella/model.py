@@ -5,6 +5,7 @@ first.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rich.console import Console
 from lamella import convert
 from lamella.target import Target
 from lamella_checkpoint import gguf
+from lamella_checkpoint.source import Source, open_source
 from lamella_contract import names
 from lamella_contract.errors import CorruptModel
 from lamella_contract.profile import ModelProfile
@@ -23,24 +25,26 @@ from lamella_contract.profile import ModelProfile
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`path` is the local folder, "" when stages read from `uri`; `tokenizer_path` is always
-    local."""
+    """`path` is the local folder, "" when stages read from `uri`.
+
+    `tokenizer_path` is always local; `chats` tells whether the tokenizer has a chat template.
+    """
 
     uri: str
     path: str
     tokenizer_path: str
     profile: ModelProfile
     eos_token_ids: tuple[int, ...]
+    chats: bool = False
 
 
 def learn(target: Target, cache_home: Path, console: Console) -> ModelFacts:
     """Raises ModelError and its children, or UsageError when a GGUF cannot be converted."""
     # transformers imports torch wherever it is installed: seconds and memory for nothing, as config
     # classes need none.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    from lamella_checkpoint.profile import inspect
-
-    from lamella_checkpoint.source import open_source
+    from lamella_checkpoint.inspector import inspect
 
     source_spec = target.model.spec.model
     path = target.path
@@ -61,6 +65,7 @@ def learn(target: Target, cache_home: Path, console: Console) -> ModelFacts:
                 _small_json(source, names.GENERATION_CONFIG_FILE),
                 _small_json(source, names.MODEL_CONFIG_FILE),
             ),
+            chats=_has_chat_template(source),
         )
     finally:
         source.close()
@@ -79,7 +84,14 @@ def eos_token_ids(*documents: Mapping[str, Any]) -> tuple[int, ...]:
     return ()
 
 
-def _small_json(source: Any, name: str) -> Mapping[str, Any]:
+def _has_chat_template(source: Source) -> bool:
+    """As transformers looks for one: a file of its own, or a field of the tokenizer's config."""
+    if "chat_template.jinja" in source.list():
+        return True
+    return bool(_small_json(source, "tokenizer_config.json").get("chat_template"))
+
+
+def _small_json(source: Source, name: str) -> Mapping[str, Any]:
     """A JSON object among the model's files; empty when there is no such file."""
     if name not in source.list():
         return {}

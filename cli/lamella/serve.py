@@ -32,7 +32,7 @@ from lamella_contract import names
 from lamella_contract.plan import Plan
 
 WORKER_LIST_FILE = "worker.json"
-PROMPT = "The capital of France is"
+QUESTION = "What is the capital of France?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ def serve(options: ServeOptions, out: Console, err: Console) -> None:
     where = _with_device(options.launch, facts_of_machine)
     home = machine.cache_home()
     machine.require_space(home, 50_000_000, "the cache")
-    run_dir = RunDirectory.create()
     log = LogView(err, verbose=options.verbose)
     try:
-        with Supervisor(run_dir, on_line=log.take) as supervisor:
+        with Supervisor(on_line=log.take) as supervisor:
+            run_dir = supervisor.run_dir
             supervisor.start(_worker(run_dir))
             with err.status("reading the model's headers"):
                 facts = model.learn(target, home, err)
@@ -67,7 +67,7 @@ def serve(options: ServeOptions, out: Console, err: Console) -> None:
                 session = _Session(
                     supervisor,
                     display_for(err, len(plan.stages)),
-                    lambda: _announce(out, made, plan, facts_of_machine),
+                    lambda: _announce(out, made, plan, chats=facts.chats),
                     err,
                 )
                 try:
@@ -215,16 +215,21 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def curl_line(url: str, served_name: str, api_keys: bool) -> str:
-    """One line that can be pasted into a shell."""
-    body = json.dumps({"model": served_name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0})
+def curl_line(url: str, served_name: str, *, chats: bool, api_keys: bool) -> str:
+    """One line to paste into a shell: a chat, or for a base model a text to go on with."""
+    body: dict[str, object] = {"model": served_name, "max_tokens": 32, "temperature": 0}
+    if chats:
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": QUESTION}]
+    else:
+        path = "/v1/completions"
+        body |= {"prompt": f"Q: {QUESTION}\nA:", "stop": "\n"}
     key = " -H 'Authorization: Bearer YOUR_KEY'" if api_keys else ""
-    return (
-        f"curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
-    )
+    head = f"curl {url}{path} -H 'Content-Type: application/json'{key}"
+    return f"{head} -d {shlex.quote(json.dumps(body))}"
 
 
-def _announce(out: Console, made: launch.Launch, plan: Plan, here: machine.Machine) -> None:
+def _announce(out: Console, made: launch.Launch, plan: Plan, *, chats: bool) -> None:
     """The plan as a table, the URL, and a line to paste."""
     from lamella.plan import stage_table
 
@@ -241,6 +246,8 @@ def _announce(out: Console, made: launch.Launch, plan: Plan, here: machine.Machi
         highlight=False,
         soft_wrap=True,
     )
-    line = curl_line(url, made.gateway.served_name, bool(made.gateway.api_keys_file))
+    line = curl_line(
+        url, made.gateway.served_name, chats=chats, api_keys=bool(made.gateway.api_keys_file)
+    )
     out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.file.flush()

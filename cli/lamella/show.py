@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+WIDE = 160
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -38,7 +40,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = ""
     """A plain table: the first column to the left, numbers to the right."""
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that breaks no line of a table when there is no terminal to fit."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=WIDE)

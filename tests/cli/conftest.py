@@ -1,5 +1,6 @@
 """Shared by the command line's tests: real processes, watched without sleeping."""
 
+import contextlib
 import json
 import os
 import queue
@@ -86,7 +87,8 @@ class Started:
     def close(self) -> None:
         if self.process.poll() is None:
             for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             self.process.kill()
             self.process.wait()
         self._reader.join(5)
@@ -97,15 +99,16 @@ class Started:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Started]]:
     """Starts processes that the test ends, or that are ended after it."""
-    started: list[Started] = []
+    with contextlib.ExitStack() as stack:
 
-    def begin(*argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Started:
-        started.append(Started(list(argv), env, cwd))
-        return started[-1]
+        def begin(
+            *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None
+        ) -> Started:
+            started = Started(list(argv), env, cwd)
+            stack.callback(started.close)
+            return started
 
-    yield begin
-    for process in started:
-        process.close()
+        yield begin
 
 
 @pytest.fixture

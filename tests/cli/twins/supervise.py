@@ -1,7 +1,7 @@
 """Runs a Supervisor over the commands in argv[1] (JSON list of [name, argv]); prints what it sees,
 a line each.
 
-run-dir PATH | pid NAME PID | line NAME TEXT | failed NAME CODE | stopped
+line NAME TEXT | failed NAME CODE | stopped
 """
 
 import json
@@ -10,7 +10,6 @@ import sys
 from lamella.children import ChildSpec
 from lamella.errors import ChildFailed
 from lamella.local import Supervisor
-from lamella.rundir import RunDirectory
 
 
 def say(*words: object) -> None:
@@ -19,11 +18,9 @@ def say(*words: object) -> None:
 
 def main() -> int:
     ready_at_once = sys.argv[2] == "ready"
-    run_dir = RunDirectory.create()
-    run_dir.write("secret", "x")
-    say("run-dir", run_dir.path)
     try:
-        with Supervisor(run_dir, on_line=lambda name, line: say("line", name, line)) as supervisor:
+        with Supervisor(on_line=lambda name, line: say("line", name, line)) as supervisor:
+            supervisor.run_dir.write("secret", "x")
             supervisor.ready = ready_at_once
             for name, argv in json.loads(sys.argv[1]):
                 supervisor.start(ChildSpec(name, tuple(argv)))

@@ -1,0 +1,1 @@
+"""A stand-in for the worker: the same entry and /status, no torch, no model."""
