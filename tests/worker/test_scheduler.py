@@ -304,7 +304,6 @@ def row(slot: int = 0, generation: int = 1, position: int = 3, ids: tuple[int, .
         pytest.param(StepDone(1, (row(slot=1),)), "want the row of", id="another slot"),
         pytest.param(StepDone(1, (row(generation=2),)), "want the row of", id="generation"),
         pytest.param(StepDone(1, (row(position=4),)), "want the row of", id="another position"),
-        pytest.param(StepDone(1, (row(ids=()),)), "got no ids", id="no ids"),
     ],
 )
 def test_a_step_done_that_does_not_match_is_refused_and_changes_nothing(
@@ -316,6 +315,32 @@ def test_a_step_done_that_does_not_match_is_refused_and_changes_nothing(
     with pytest.raises(WireError, match=message):
         bench.scheduler.complete(done, 1.0)
     assert bench.done(10) == ["a@0 10"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("out_of_memory: 3 GiB wanted", "out_of_memory", "3 GiB wanted"),
+        ("engine: nan", "engine", "nan"),
+        ("stage 1: lost", "engine", "stage 1: lost"),
+        ("something", "engine", "something"),
+    ],
+)
+def test_a_failed_step_tells_the_kind_of_its_error(error: str, kind: str, message: str) -> None:
+    bench = Bench(SMALL)
+    bench.submit("a", 3)
+    bench.step()
+    ((_, event),) = bench.scheduler.complete(StepDone(1, (), (), error), 1.0)
+    assert (event.finish, event.error_kind, event.error) == ("error", kind, message)
+
+
+def test_a_row_without_ids_fails_its_request_only() -> None:
+    bench = Bench(SMALL)
+    bench.submit("a", 3)
+    bench.submit("b", 3)
+    bench.step()
+    assert bench.done((), 20) == ["a@0  error", "b@0 20"]
+    assert bench.step() == "-0.1 | 1.1[3:4)*"
 
 
 def submission(ids: tuple[int, ...], prompt_len: int, max_tokens: int = 4) -> Submit:

@@ -7,15 +7,12 @@ In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the 
 returns the events to send.
 
 What lies where: `lamella_worker.requests` the records, `lamella_worker.running` slots and blocks,
-`lamella_worker.compose` the choice of rows, `lamella_worker.cost` the learned times. A step in
-flight is remembered here with the tenures of its segments; what comes back for a tenure that is
-over (cancelled, preempted) is dropped.
+`lamella_worker.compose` the choice of rows, `lamella_worker.cost` the learned times,
+`lamella_worker.flights` the steps under way.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +25,12 @@ from lamella_contract.errors import (
     PipelineUnavailable,
     PromptTooLong,
     WireError,
+    from_kind,
 )
-from lamella_contract.wire import RowResult, SegmentHeader, StepDone, StepHeader, Submit
+from lamella_contract.wire import StepDone, StepHeader, Submit
 from lamella_worker.compose import Composer, Draft
-from lamella_worker.cost import CostModel, DrainRate, Work
+from lamella_worker.cost import CostModel, DrainRate
+from lamella_worker.flights import Flight, Flights
 from lamella_worker.limits import SchedulerLimits, SchedulerStats
 from lamella_worker.requests import LiveRequest, OwnedEvent, RequestBook, live_request
 from lamella_worker.running import RunningSet
@@ -47,17 +46,6 @@ class ScheduledStep:
     header: StepHeader
     token_ids: npt.NDArray[np.int32]
     predicted_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    step: int
-    segments: tuple[SegmentHeader, ...]
-    requests: list[LiveRequest]  # one for each segment
-    work: Work
-    decode_rows: int
-    prompt_tokens: int
-    sent_s: float
 
 
 class Scheduler:
@@ -79,9 +67,7 @@ class Scheduler:
             step_limit_s=limits.step_limit_s,
         )
         self._eos = frozenset(limits.eos_token_ids)
-        self._in_flight: deque[_InFlight] = deque()
-        self._decode_steps = 0  # in flight
-        self._decode_rows = 0  # in flight
+        self._flights = Flights()
         self._arrivals = 0
         self._steps = 0
         self._completed_s = 0.0
@@ -186,16 +172,16 @@ class Scheduler:
         has one step with rows at a time; more have one more than there are stages, so that a
         prompt's chunk is at hand while results travel back.
         """
-        steps = len(self._in_flight)
-        if steps >= self.max_in_flight:
+        flights, compose = self._flights, self._compose
+        if len(flights) >= self.max_in_flight:
             return None
         draft = Draft()
-        if self.limits.stages > 1 or not any(flight.segments for flight in self._in_flight):
-            self._compose.add_decodes(
-                draft, steps_in_flight=self._decode_steps, rows_in_flight=self._decode_rows
+        if self.limits.stages > 1 or not flights.have_rows:
+            compose.add_decodes(
+                draft, steps_in_flight=flights.decode_steps, rows_in_flight=flights.decode_rows
             )
-            self._compose.add_prefills(draft)
-        frees = self._compose.running.take_frees()
+            compose.add_prefills(draft)
+        frees = compose.running.take_frees()
         if not draft.segments and not frees:
             return None
         self._steps += 1
@@ -206,19 +192,7 @@ class Scheduler:
             segments=tuple(draft.segments),
         )
         work = draft.work
-        self._in_flight.append(
-            _InFlight(
-                header.step,
-                header.segments,
-                draft.requests,
-                work,
-                draft.decode_rows,
-                draft.prompt_tokens,
-                now_s,
-            )
-        )
-        self._decode_steps += draft.decode_rows > 0
-        self._decode_rows += draft.decode_rows
+        flights.send(header.step, draft, work, now_s)
         predicted_s = self._cost.ring_s(work) if work.tokens else 0.0
         return ScheduledStep(header, np.array(draft.ids, dtype=np.int32), predicted_s)
 
@@ -226,28 +200,25 @@ class Scheduler:
         """Take a step's results in; the events that follow, at most one per request.
 
         A step with an error fails its requests and no others. A step from before a `restart` is
-        ignored. Raises `WireError`, and changes nothing, for a step out of order and for rows
-        that are not those the step asked for.
+        ignored. A row without ids fails its request. Raises `WireError`, and changes nothing, for
+        a step out of order and for rows that are not those the step asked for.
         """
-        oldest = self._in_flight[0].step if self._in_flight else self._steps + 1
+        flight = self._flights.oldest()
+        oldest = flight.step if flight else self._steps + 1
         if done.step < oldest:
             return []
-        if done.step > oldest or not self._in_flight:
+        if done.step > oldest or flight is None:
             raise WireError(f"step done: got {done.step}, want {oldest}, the oldest in flight")
-        flight = self._in_flight[0]
-        rows = [] if done.error else _rows_by_segment(flight.segments, done.rows)
-        self._in_flight.popleft()
-        self._decode_steps -= flight.decode_rows > 0
-        self._decode_rows -= flight.decode_rows
+        rows = [] if done.error else flight.landed(done)
+        self._flights.land()
         self._account(flight, done, now_s)
         if done.error:
-            return self._fail_step(flight, done.error)
+            return [self._fail(request, done.error) for request, _ in list(flight.tenants())]
         events: list[OwnedEvent] = []
         ready = self._compose.ready
-        for index, new in rows:
-            request = flight.requests[index]
-            segment = flight.segments[index]
-            if request.slot != segment.slot or request.generation != segment.generation:
+        for request, new in rows:
+            if not new:
+                events.append(self._fail(request, "engine: no token could be drawn"))
                 continue
             event = request.accept(new)
             self._output_tokens += len(event.event.ids)
@@ -258,15 +229,16 @@ class Scheduler:
                 ready[request.arrival] = request
         return events
 
-    def _fail_step(self, flight: _InFlight, error: str) -> list[OwnedEvent]:
-        events = []
-        for request, segment in zip(flight.requests, flight.segments, strict=True):
-            if request.slot == segment.slot and request.generation == segment.generation:
-                events.append(request.fail(error, EngineError.kind))
-                self._remove(request)
-        return events
+    def _fail(self, request: LiveRequest, error: str) -> OwnedEvent:
+        """End a request with a stage's error, which begins with its kind ("out_of_memory: ")."""
+        kind, _, message = error.partition(": ")
+        if from_kind(kind, message).kind != kind:
+            kind, message = EngineError.kind, error
+        event = request.fail(message, kind)
+        self._remove(request)
+        return event
 
-    def _account(self, flight: _InFlight, done: StepDone, now_s: float) -> None:
+    def _account(self, flight: Flight, done: StepDone, now_s: float) -> None:
         """Learn from a step that came back."""
         busy_s = max(0.0, now_s - max(self._completed_s, flight.sent_s))
         self._completed_s = now_s
@@ -295,8 +267,7 @@ class Scheduler:
         Steps in flight are forgotten; their StepDone, should one still come, is ignored. The
         stages must have dropped all slots: what was freed meanwhile is not told to them.
         """
-        self._in_flight.clear()
-        self._decode_steps = self._decode_rows = 0
+        self._flights.clear()
         self._compose.restart()
 
     def fail_all(self, reason: str, kind: str = PipelineUnavailable.kind) -> list[OwnedEvent]:
@@ -313,7 +284,7 @@ class Scheduler:
         return SchedulerStats(
             running=len(compose.running),
             waiting=len(compose.waiting),
-            in_flight=len(self._in_flight),
+            in_flight=len(self._flights),
             queued_tokens=compose.queued_tokens,
             kv_tokens=self.limits.kv_tokens,
             kv_tokens_free=compose.running.blocks.free_blocks * self.limits.block_size,
@@ -339,34 +310,7 @@ class Scheduler:
         compose = self._compose
         compose.check_integrity()
         assert len(self._book) == len(compose.running) + len(compose.waiting)
-        flights = self._in_flight
-        assert self._decode_rows == sum(flight.decode_rows for flight in flights)
-        assert self._decode_steps == sum(flight.decode_rows > 0 for flight in flights)
-        awaited: set[int] = set()
-        for flight in flights:
-            for request, segment in zip(flight.requests, flight.segments, strict=True):
-                tenure = request.slot == segment.slot and request.generation == segment.generation
-                if segment.sample and tenure:
-                    assert request.arrival not in awaited, "a row is in two steps in flight"
-                    awaited.add(request.arrival)
+        awaited = self._flights.awaited()
         queued = compose.prefilling.keys() | compose.ready.keys()
         assert awaited.isdisjoint(compose.ready)
         assert awaited | queued == {request.arrival for request in compose.running}
-
-
-def _rows_by_segment(
-    segments: Sequence[SegmentHeader], rows: Sequence[RowResult]
-) -> list[tuple[int, tuple[int, ...]]]:
-    """(index of the segment, new ids) for each sampled segment; `WireError` unless rows match."""
-    sampled = [index for index, segment in enumerate(segments) if segment.sample]
-    if len(rows) != len(sampled):
-        raise WireError(f"step done: got {len(rows)} rows, want {len(sampled)}")
-    found = []
-    for index, row in zip(sampled, rows, strict=True):
-        slot, generation, start, count, _, _ = segments[index]
-        if (row.slot, row.generation, row.position) != (slot, generation, start + count):
-            raise WireError(f"step done: got {row}, want the row of {segments[index]}")
-        if not row.ids:
-            raise WireError(f"step done: got no ids for slot {slot}, want 1 or more")
-        found.append((index, row.ids))
-    return found
