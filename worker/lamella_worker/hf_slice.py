@@ -243,6 +243,7 @@ def build_slice(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     cls = model_class(config)
     config = copy.deepcopy(config)
+    config.dtype = dtype  # modules read it while they are made
     if attention is not None:
         config._attn_implementation = attention
     with ContextManagers(cls.get_init_context(dtype, False, None, False)):

@@ -23,6 +23,7 @@ from lamella_worker.attention_plan import AttentionPlan
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.cache import KVShape, PagedPool, rows_tensor
 from lamella_worker.hf_slice import HfSlice
+from lamella_worker.latent import LatentCache, attend_whole
 from lamella_worker.rope_freeze import freeze_rope
 
 ATTENTION_NAME = "lamella_paged"
@@ -33,12 +34,20 @@ _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output
 
 @dataclass
 class StepContext:
-    """What the attention layers of one step need; `pool` is None while shapes are learnt."""
+    """What the attention layers of one step need; `pool` is None while shapes are learnt.
+
+    `shared` maps a layer that has no keys of its own to the one whose pages it reads. `latent` is
+    the cache of a family that stores latents; its layers get whole sequences from it.
+    """
 
     pool: PagedPool | None
-    plan: AttentionPlan | None
-    rows: torch.Tensor | None  # int64 [tokens], where the new keys and values go
+    batch: StepBatch | None = None
+    plan: AttentionPlan | None = None
+    rows: torch.Tensor | None = None  # int64 [tokens], where the new keys and values go
+    shared: dict[int, int] = field(default_factory=dict)
+    latent: LatentCache | None = None
     shapes: dict[int, KVShape] = field(default_factory=dict)
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
     called: list[int] = field(default_factory=list)
 
 
@@ -84,15 +93,30 @@ def paged_attention(
     )
     backend = choose_attention(spec, query.dtype, query.device)  # tried once per geometry
     if step.pool is None:
-        step.shapes[layer] = shape
+        _learn(step, layer, shape, key)
         return value.repeat_interleave(heads // kv_heads, 1).transpose(1, 2), None
+    assert step.batch is not None
+    if step.latent is not None:
+        return attend_whole(query[0], key[0], value[0], step.batch, spec)[None], None
     assert step.plan is not None
     assert step.rows is not None
-    k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [tokens, kv_heads, dim]
-    step.pool.write(layer, step.rows, k.to(step.pool.dtype), v.to(step.pool.dtype))
+    owner = step.shared.get(layer, layer)
+    if owner == layer:
+        k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [tokens, kv_heads, dim]
+        step.pool.write(layer, step.rows, k.to(step.pool.dtype), v.to(step.pool.dtype))
     q = query[0].transpose(0, 1)  # [tokens, heads, k_dim]
-    out = backend.attend(q, step.pool, layer, step.plan, spec)
+    out = backend.attend(q, step.pool, owner, step.plan, spec)
     return out.view(1, tokens, heads, shape.v_dim), None
+
+
+def _learn(step: StepContext, layer: int, shape: KVShape, key: torch.Tensor) -> None:
+    """Note what a layer keeps, or whose keys it borrows: the very same tensor came before."""
+    for other, seen in step.keys.items():
+        if seen.data_ptr() == key.data_ptr() and seen.shape == key.shape:
+            step.shared[layer] = other
+            return
+    step.keys[layer] = key  # held, so that no later tensor has its address
+    step.shapes[layer] = shape
 
 
 def _refuse(module: Any, mask: Any, is_causal: bool | None, unknown: dict[str, Any]) -> None:
@@ -115,6 +139,8 @@ class PackedRunner:
     def __init__(self, piece: HfSlice) -> None:
         self.piece = piece
         self.pool: PagedPool | None = None
+        self._shared: dict[int, int] = {}
+        self._is_latent = getattr(piece.config, "kv_lora_rank", None) is not None
 
     @property
     def kv_bytes(self) -> int:
@@ -129,7 +155,9 @@ class PackedRunner:
         Raises UnsupportedFamily when the model's layers do not all call the attention just once.
         """
         freeze_rope(self.piece.model, max_model_len)
-        shapes = self._kv_shapes()
+        learnt = self._learn()
+        self._shared = learnt.shared
+        shapes = learnt.latent.shapes if learnt.latent is not None else learnt.shapes
         self.pool = PagedPool(num_blocks, block_size, shapes, self.piece.dtype, self.piece.device)
 
     def reset_caches(self) -> None:
@@ -147,8 +175,11 @@ class PackedRunner:
         device = self.piece.device
         context = StepContext(
             pool=self.pool,
+            batch=batch,
             plan=AttentionPlan(batch, device),
             rows=rows_tensor(batch.cache_rows, device),
+            shared=self._shared,
+            latent=LatentCache(self.pool, batch) if self._is_latent else None,
         )
         positions = rows_tensor(batch.positions, device)
         wanted = rows_tensor(batch.sample_rows, device) if batch.sampled else None
@@ -164,15 +195,19 @@ class PackedRunner:
     ) -> Bundle:
         token = _step.set(context)
         try:
-            return self.piece.forward(inputs, positions, wanted)
+            if context.latent is None:
+                return self.piece.forward(inputs, positions, wanted)
+            cache = context.latent
+            return self.piece.forward(inputs, positions, wanted, cache=cache, use_cache=True)
         finally:
             _step.reset(token)
 
     @torch.inference_mode()
-    def _kv_shapes(self) -> dict[int, KVShape]:
-        """Learn from one token what each owned layer hands to the attention."""
+    def _learn(self) -> StepContext:
+        """Learn from one token what each owned layer hands to the attention or to the cache."""
         device = self.piece.device
-        context = StepContext(pool=None, plan=None, rows=None)
+        latent = LatentCache(None, None) if self._is_latent else None
+        context = StepContext(pool=None, latent=latent)
         ids = torch.zeros(1, dtype=torch.int64, device=device)
         inputs = {"token_ids": ids} if self.piece.is_first else self.piece.probe_bundle(ids)
         self._forward(context, inputs, torch.zeros_like(ids), None)
@@ -181,4 +216,8 @@ class PackedRunner:
             raise UnsupportedFamily(
                 f"{layers} layers called the attention as {called}: not once each"
             )
-        return context.shapes
+        if latent is not None and set(latent.shapes) != set(called):
+            raise UnsupportedFamily(
+                f"layers {called} attend, layers {sorted(latent.shapes)} fill the cache"
+            )
+        return context

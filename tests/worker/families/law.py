@@ -112,15 +112,19 @@ def oracle(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def own_difference(model: Any, ids: torch.Tensor, reference: torch.Tensor) -> float:
-    """How far the unsplit model is from itself when it reads in chunks; 0 where it cannot."""
+    """How far the unsplit model is from itself when it reads in pieces; 0 where it cannot."""
     if follows_length(model) or model.config.model_type in ("minimax", "bailing_hybrid"):
         return 0.0  # frequencies that change on the way, and caches that cannot be asked
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    worst, at = 0.0, 0
-    for count in (CHUNK, len(ids) - DECODE - CHUNK, *[1] * DECODE):
-        logits = model(input_ids=ids[None, at : at + count], cache=cache, use_cache=True).logits[0]
-        at += count
-        worst = max(worst, float((logits[-1] - reference[at - 1]).abs().max()))
+    prompt = len(ids) - DECODE
+    ways = ((prompt, *[1] * DECODE), (CHUNK, prompt - CHUNK, *[1] * DECODE), (1,) * len(ids))
+    worst = 0.0
+    for way in ways:
+        cache, at = DynamicCache(config=model.config.get_text_config(decoder=True)), 0
+        for count in way:
+            part = ids[None, at : at + count]
+            logits = model(input_ids=part, cache=cache, use_cache=True).logits[0, -1]
+            at += count
+            worst = max(worst, float((logits - reference[at - 1]).abs().max()))
     return worst
 
 

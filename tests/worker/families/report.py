@@ -89,7 +89,7 @@ def document(rows: list[Row]) -> str:
         "which long-rope and dynamic NTK change their frequencies (32). The number is the largest "
         "difference of any logit from the unsplit Hugging Face model on each sequence alone; "
         "logits have a standard deviation of about 1. Allowed is 1e-5, and 1e-4 where the unsplit "
-        "model itself differs by more than 1e-5 between reading whole and in chunks.",
+        "model itself differs by more than 1e-5 between reading whole and in pieces.",
         "",
         "- *fast*: hand-written, fused and prepacked; *packed*: the library's model, all rows of a "
         "step in one pass; *sequential*: the library's model, one sequence after another.",

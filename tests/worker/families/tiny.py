@@ -184,8 +184,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # Weights this much smaller where random ones of full size make the family unstable (a recurrent
 # state that grows without bound amplifies the order of additions).
 GAIN: dict[str, float] = {
-    "gemma4_text": 0.7,
-    "gemma4_unified_text": 0.7,
     "granite": 0.6,
     "granite_swa": 0.6,
     "granitemoe": 0.7,
