@@ -17,31 +17,22 @@ from lamella_contract import names
 from lamella_contract.config import StageConfig
 from lamella_contract.errors import WireError
 from lamella_contract.wire import (
-    Cancel,
     Envelope,
-    Events,
-    GatewayMessage,
     Heartbeat,
-    Hello,
     Join,
     Kind,
     Members,
     MembersAck,
     PipelineStatus,
     Reject,
-    Replay,
-    Submit,
     decode_control,
-    decode_gateway,
     encode_control,
-    encode_gateway,
 )
 from lamella_worker.channel import ChannelEnd
 from lamella_worker.control import BEAT_S
+from lamella_worker.gateway_port import GatewayPort
 from lamella_worker.orders import (
     Broken,
-    DropOwner,
-    FromGateway,
     Linked,
     Loaded,
     Order,
@@ -53,12 +44,9 @@ from lamella_worker.orders import (
 from lamella_worker.pulse import Pulse
 from lamella_worker.ring import Action, Connect, Pause, Phase, Ring
 from lamella_worker.telemetry import Telemetry
-from lamella_worker.transport import Network
+from lamella_worker.transport import Network, receive_from, send_to
 
 log = logging.getLogger(__name__)
-
-GATEWAY_SILENCE_S = 5.0
-"""A gateway that says nothing for this long is gone; what it had submitted is freed."""
 
 
 class HeadControl(threading.Thread):
@@ -85,32 +73,25 @@ class HeadControl(threading.Thread):
         self._incarnation = incarnation
         self._hash = config.pipeline.config_hash()
         stages = config.pipeline.num_stages
-        roles = [role for role, _ in config.peer_keys]
         self._stages = network.listen(
             zmq.ROUTER,
             config.control_address,
             domain="control",
             roles=[names.stage_role(stage) for stage in range(1, stages)],
         )
-        self._gateways = network.listen(
-            zmq.ROUTER,
-            config.gateway_address,
-            domain="gateway",
-            roles=[role for role in roles if role.startswith(names.ROLE_GATEWAY)],
-        )
+        self._gateways = GatewayPort(config, network, telemetry)
         self._ring = Ring(stages, config.suspect_after_s)
         self._ring.join(0, "self", data_address, time.monotonic())
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
-        self._gateway_heard_s: dict[bytes, float] = {}
-        self._told: PipelineStatus | None = None
+        self._told = (False, "")
         self._sent = 0
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Listen, tick and beat until `stop`."""
         poller = zmq.Poller()
-        for socket in (self._stages, self._gateways, self._channel.socket):
+        for socket in (self._stages, self._gateways.socket, self._channel.socket):
             poller.register(socket, zmq.POLLIN)
         next_beat_s = 0.0
         while not self._ended.is_set():
@@ -118,8 +99,9 @@ class HeadControl(threading.Thread):
             for report in self._channel.drain():
                 self._report(report)
             self._hear_stages()
-            self._hear_gateways()
             now_s = time.monotonic()
+            for request in self._gateways.hear(now_s):
+                self._channel.put(request)
             if now_s >= next_beat_s:
                 self._tick(now_s)
                 next_beat_s = now_s + BEAT_S
@@ -152,18 +134,15 @@ class HeadControl(threading.Thread):
         )
         for stage in self._ring.members:
             self._tell_stage(stage, beat)
-        self._tell_gateways(self._pipeline_status())
-        for owner, heard_s in list(self._gateway_heard_s.items()):
-            if now_s - heard_s > GATEWAY_SILENCE_S:
-                log.warning("a gateway is gone", extra={"gateway": owner.decode()})
-                del self._gateway_heard_s[owner]
-                self._channel.put(DropOwner(owner))
+        self._gateways.tell(self._envelope(), self._pipeline_status(), everyone=True)
+        for order in self._gateways.expire(now_s):
+            self._channel.put(order)
 
     def _report(self, report: Report) -> None:
         now_s = time.monotonic()
         match report:
-            case ToGateway(owner, events):
-                self._send(self._gateways, owner, encode_gateway(self._envelope(), Events(events)))
+            case ToGateway():
+                self._gateways.pass_on(self._envelope(), report)
             case Loaded():
                 self._loaded = True
                 self._act(self._ring.heard(0, "self", True, now_s))
@@ -204,19 +183,19 @@ class HeadControl(threading.Thread):
         )
 
     def _hear_stages(self) -> None:
-        while (received := self._receive(self._stages)) is not None:
+        while (received := receive_from(self._stages)) is not None:
             identity, frame = received
             try:
                 envelope, message = decode_control(frame.buffer)
             except WireError as error:
-                self._refuse("control", str(error))
+                self._refuse(str(error))
                 continue
             role = self._network.role_of(frame)
             if role.encode() != identity or envelope.config_hash != self._hash:
                 reason = "another configuration" if role.encode() == identity else "a foreign key"
-                self._refuse("control", reason)
+                self._refuse(reason)
                 reply = encode_control(self._envelope(), Reject(reason))
-                self._send(self._stages, identity, reply)
+                send_to(self._stages, identity, reply)
                 continue
             parsed = names.parse_role(role)
             assert parsed is not None  # only stages' keys pass this socket's allow-list
@@ -247,30 +226,6 @@ class HeadControl(threading.Thread):
             case MembersAck() if bytes.fromhex(message.incarnation) == self._incarnation:
                 self._act(self._ring.acknowledged(stage, message.epoch, now_s))
 
-    def _hear_gateways(self) -> None:
-        while (received := self._receive(self._gateways)) is not None:
-            identity, frame = received
-            try:
-                envelope, message = decode_gateway(frame.buffer)
-            except WireError as error:
-                self._refuse("gateway", str(error))
-                continue
-            if self._network.role_of(frame).encode() != identity:
-                self._refuse("gateway", "a foreign key")
-            elif envelope.config_hash != self._hash:
-                self._refuse("gateway", "another configuration")
-            else:
-                self._hear_gateway(identity, message)
-
-    def _hear_gateway(self, owner: bytes, message: GatewayMessage) -> None:
-        self._gateway_heard_s[owner] = time.monotonic()
-        match message:
-            case Submit() | Cancel() | Replay():
-                self._channel.put(FromGateway(owner, message))
-            case Hello():
-                status = self._pipeline_status()
-                self._send(self._gateways, owner, encode_gateway(self._envelope(), status))
-
     def _pipeline_status(self) -> PipelineStatus:
         stats = self._telemetry.scheduler
         return PipelineStatus(
@@ -289,45 +244,21 @@ class HeadControl(threading.Thread):
         state = "serving" if ring.ready else ("joining" if self._loaded else "loading")
         self._telemetry.set_state(state, ready=ring.ready, reason=ring.reason)
         status = self._pipeline_status()
-        if self._told is None or (status.ready, status.reason) != (
-            self._told.ready,
-            self._told.reason,
-        ):
-            self._tell_gateways(status)
-            self._told = status
-
-    def _tell_gateways(self, status: PipelineStatus) -> None:
-        frame = encode_gateway(self._envelope(), status)
-        for owner in self._gateway_heard_s:
-            self._send(self._gateways, owner, frame)
+        told, self._told = self._told, (status.ready, status.reason)
+        self._gateways.tell(self._envelope(), status, everyone=told != self._told)
 
     def _tell_stage(self, stage: int, message: Members | Heartbeat) -> None:
         if stage:
             frame = encode_control(self._envelope(), message)
-            self._send(self._stages, names.stage_role(stage).encode(), frame)
+            send_to(self._stages, names.stage_role(stage).encode(), frame)
 
     def _envelope(self) -> Envelope:
         self._sent += 1
         return Envelope(Kind.HEARTBEAT, self._hash, self._incarnation, self._ring.epoch, self._sent)
 
-    def _refuse(self, link: str, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         self._telemetry.counters.frames_refused += 1
-        log.warning("a frame was refused", extra={"link": link, "reason": reason})
-
-    @staticmethod
-    def _send(socket: zmq.Socket[bytes], identity: bytes, frame: bytes) -> None:
-        try:
-            socket.send_multipart([identity, frame], flags=zmq.NOBLOCK)
-        except zmq.Again:
-            return  # the peer reads nothing: it will notice the gap, or is noticed as silent
-
-    @staticmethod
-    def _receive(socket: zmq.Socket[bytes]) -> tuple[bytes, zmq.Frame] | None:
-        try:
-            parts = socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        return parts[0].bytes, parts[-1]
+        log.warning("a stage's frame was refused", extra={"reason": reason})
 
 
 def new_incarnation() -> bytes:

@@ -241,3 +241,23 @@ def split_parts(tensor: memoryview) -> list[memoryview]:
     """Cut a flat byte view into parts of at most MAX_PART_BYTES; an empty tensor is one part."""
     size = max(tensor.nbytes, 1)
     return [tensor[at : at + MAX_PART_BYTES] for at in range(0, size, MAX_PART_BYTES)]
+
+
+def send_to(router: zmq.Socket[bytes], identity: bytes, frame: bytes) -> None:
+    """Send one frame through a ROUTER; nothing is waited for."""
+    try:
+        router.send_multipart([identity, frame], flags=zmq.NOBLOCK)
+    except zmq.Again:
+        return  # the peer reads nothing: it will notice the gap, or is noticed as silent
+
+
+def receive_from(router: zmq.Socket[bytes]) -> tuple[bytes, zmq.Frame] | None:
+    """The next (identity, frame) of a ROUTER, or None when there is none now."""
+    try:
+        identity = router.recv(flags=zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+    frame = router.recv(copy=False)
+    while router.rcvmore:  # none of our frames has more parts: a peer's mistake, refused later
+        frame = router.recv(copy=False)
+    return identity, frame
