@@ -305,7 +305,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pipeline.send(step)
         return True
 
-    @rule(k=st.integers(0, 2), ids_per_row=st.integers(1, 3), times=st.integers(1, 3))
+    @rule(k=st.integers(0, 2), ids_per_row=st.integers(0, 3), times=st.integers(1, 3))
     def advance(self, k: int, ids_per_row: int, times: int) -> None:
         for _ in range(times):
             self.pipeline.advance(k % self.limits.stages, ids_per_row=ids_per_row)

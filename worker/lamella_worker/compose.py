@@ -163,8 +163,10 @@ class Composer:
         room = min(pending, self._max_step_tokens - len(draft.ids))
         if room <= LEAST_CHUNK and not draft.prompt_tokens:
             return room
-        # Rows that decode wait for all chunks in the pipeline: together those keep the limit.
-        waited_for = self._cost.stages if self._decoding else 1
+        # Rows that decode wait for all chunks in the pipeline, one more than there are stages:
+        # together those keep the limit.
+        stages = self._cost.stages
+        waited_for = stages + 1 if self._decoding and stages > 1 else 1
         best = min(
             self._cost.chunk_tokens(draft.work, start, self._step_limit_s / waited_for),
             self._cost.fill_tokens(self.queued_tokens + draft.prompt_tokens) - draft.prompt_tokens,
