@@ -2,9 +2,9 @@
 
     python benchmarks/decode.py [--model m768] [--cpu 0] [--rounds 5] [--batches 1,16] [--json FILE]
 
-Both run in one process on one pinned core with one thread, turn by turn, so that a busy machine hits
-both alike; the table shows medians over the rounds. The clock is the process's CPU time (the same
-as wall time when nothing else runs on that core); `--clock wall` takes the other. Weights are
+Both run in one process on one pinned core with one thread, turn by turn, so that a busy machine
+hits both alike; the table shows medians over the rounds. The clock is the process's CPU time (the
+same as wall time when nothing else runs on that core); `--clock wall` takes the other. Weights are
 random (benchmarks/models.py), prompts have equal lengths, sampling is greedy, the dtype is bf16.
 """
 

@@ -24,30 +24,30 @@ CHAT_TEMPLATE = (
 
 SIZES: dict[str, dict[str, Any]] = {
     # 152 million parameters: the size that the figures in docs/performance.md are about.
-    "m768": dict(
-        hidden_size=768,
-        intermediate_size=2112,
-        num_hidden_layers=16,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-    ),
+    "m768": {
+        "hidden_size": 768,
+        "intermediate_size": 2112,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
     # 702 million parameters: 1.4 GB, for stages that weigh something.
-    "m1536": dict(
-        hidden_size=1536,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-    ),
+    "m1536": {
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
     # 0.3 million parameters: starts at once.
-    "tiny": dict(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-    ),
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    },
 }
 
 

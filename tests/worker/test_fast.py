@@ -6,6 +6,7 @@ chunks, then decode, through 1, 2 and 3 stages with pages from a shuffled pool.
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,27 +15,33 @@ import pytest
 import torch
 import transformers
 
+from lamella_contract.errors import (
+    EngineError,
+    InvalidConfig,
+    MissingTensor,
+    UnsupportedFamily,
+)
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.fast import FastRunner, supports
-from lamella_worker.fast_table import FAMILIES
+from lamella_worker.fast import FastRunner, supports, tensor_names
+from lamella_worker.fast_families import FAMILIES
 
 BLOCK = 4
 LENGTHS = (41, 9)  # tokens of the two sequences before decode
 STEPS = 6
 MAX_LEN = 64
 
-TINY: dict[str, Any] = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 ROPE = {"rope_theta": 10000.0}
 LONG = [1.0 + 0.5 * i for i in range(4)]
 LONGROPE = {
@@ -45,18 +52,22 @@ LONGROPE = {
 }
 
 CASES: dict[str, dict[str, Any]] = {
-    "llama": dict(model_type="llama"),
-    "llama-tied-biased": dict(
-        model_type="llama", tie_word_embeddings=True, attention_bias=True, mlp_bias=True
-    ),
-    "llama-mha-wide-heads": dict(model_type="llama", num_key_value_heads=4, head_dim=16),
-    "llama-gelu": dict(model_type="llama", hidden_act="gelu"),
-    "llama-linear": dict(
-        model_type="llama", rope_parameters={"rope_type": "linear", "factor": 2.0, **ROPE}
-    ),
-    "llama-llama3": dict(
-        model_type="llama",
-        rope_parameters={
+    "llama": {"model_type": "llama"},
+    "llama-tied-biased": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "llama-mha-wide-heads": {"model_type": "llama", "num_key_value_heads": 4, "head_dim": 16},
+    "llama-gelu": {"model_type": "llama", "hidden_act": "gelu"},
+    "llama-linear": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, **ROPE},
+    },
+    "llama-llama3": {
+        "model_type": "llama",
+        "rope_parameters": {
             "rope_type": "llama3",
             "factor": 8.0,
             "low_freq_factor": 1.0,
@@ -64,82 +75,95 @@ CASES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 16,
             **ROPE,
         },
-    ),
-    "llama-yarn": dict(
-        model_type="llama",
-        rope_parameters={
+    },
+    "llama-yarn": {
+        "model_type": "llama",
+        "rope_parameters": {
             "rope_type": "yarn",
             "factor": 4.0,
             "original_max_position_embeddings": 16,
             **ROPE,
         },
-    ),
-    "llama-dynamic": dict(
-        model_type="llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, **ROPE}
-    ),
-    "mistral-window": dict(model_type="mistral", sliding_window=7),
-    "mistral-full": dict(model_type="mistral", sliding_window=None),
-    "ministral": dict(
-        model_type="ministral",
-        head_dim=8,
-        sliding_window=7,
-        layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
-    ),
-    "qwen2": dict(model_type="qwen2"),
-    "qwen2-window": dict(
-        model_type="qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=2
-    ),
-    "qwen3": dict(model_type="qwen3", head_dim=16),
-    "qwen3-tied": dict(model_type="qwen3", head_dim=16, tie_word_embeddings=True),
-    "gemma": dict(model_type="gemma", head_dim=16, hidden_act="gelu_pytorch_tanh"),
-    "gemma2": dict(model_type="gemma2", head_dim=16, sliding_window=6, query_pre_attn_scalar=24),
-    "gemma3": dict(
-        model_type="gemma3_text",
-        head_dim=16,
-        sliding_window=6,
-        query_pre_attn_scalar=24,
-        num_key_value_heads=1,
-        sliding_window_pattern=3,
-        final_logit_softcapping=5.0,
-    ),
-    "phi3": dict(model_type="phi3"),
-    "phi3-window": dict(model_type="phi3", sliding_window=7),
-    "phi3-longrope": dict(
-        model_type="phi3", original_max_position_embeddings=16, rope_parameters=LONGROPE
-    ),
-    "phi3-partial": dict(
-        model_type="phi3",
-        rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5, **ROPE},
-    ),
-    "olmo": dict(model_type="olmo", clip_qkv=0.3),
-    "olmo2": dict(model_type="olmo2"),
-    "olmo3": dict(model_type="olmo3", sliding_window=6),
-    "exaone4": dict(model_type="exaone4", sliding_window=6, sliding_window_pattern=2),
-    "exaone4-full": dict(
-        model_type="exaone4", sliding_window=None, layer_types=["full_attention"] * 5
-    ),
-    "granite": dict(
-        model_type="granite",
-        attention_multiplier=0.2,
-        embedding_multiplier=3.0,
-        residual_multiplier=0.4,
-        logits_scaling=2.0,
-    ),
-    "smollm3": dict(model_type="smollm3"),
-    "smollm3-window": dict(model_type="smollm3", use_sliding_window=True, sliding_window=6),
-    "cohere": dict(model_type="cohere", use_qk_norm=True),
-    "cohere-plain": dict(model_type="cohere"),
-    "cohere2": dict(model_type="cohere2", sliding_window=6),
-    "starcoder2": dict(model_type="starcoder2", use_bias=True, sliding_window=7),
-    "stablelm": dict(model_type="stablelm", use_qkv_bias=True),
-    "stablelm-parallel": dict(model_type="stablelm", use_parallel_residual=True),
-    "glm": dict(model_type="glm", head_dim=16, attention_bias=True),
-    "glm4": dict(model_type="glm4", head_dim=16),
-    "helium": dict(model_type="helium", head_dim=8),
-    "seed_oss": dict(model_type="seed_oss", head_dim=16),
-    "arcee": dict(model_type="arcee"),
-    "ernie4_5": dict(model_type="ernie4_5", head_dim=16, use_bias=True),
-    "nemotron": dict(model_type="nemotron"),
+    },
+    "llama-dynamic": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, **ROPE},
+    },
+    "mistral-window": {"model_type": "mistral", "sliding_window": 7},
+    "mistral-full": {"model_type": "mistral", "sliding_window": None},
+    "ministral": {
+        "model_type": "ministral",
+        "head_dim": 8,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    },
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 2,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3-tied": {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+    "gemma": {"model_type": "gemma", "head_dim": 16, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 24,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 24,
+        "num_key_value_heads": 1,
+        "sliding_window_pattern": 3,
+        "final_logit_softcapping": 5.0,
+    },
+    "phi3": {"model_type": "phi3"},
+    "phi3-window": {"model_type": "phi3", "sliding_window": 7},
+    "phi3-longrope": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 16,
+        "rope_parameters": LONGROPE,
+    },
+    "phi3-partial": {
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, **ROPE},
+    },
+    "olmo": {"model_type": "olmo", "clip_qkv": 0.3},
+    "olmo2": {"model_type": "olmo2"},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 6},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 6, "sliding_window_pattern": 2},
+    "exaone4-full": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 5,
+    },
+    "granite": {
+        "model_type": "granite",
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {"model_type": "smollm3"},
+    "smollm3-window": {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 6},
+    "cohere": {"model_type": "cohere", "use_qk_norm": True},
+    "cohere-plain": {"model_type": "cohere"},
+    "cohere2": {"model_type": "cohere2", "sliding_window": 6},
+    "starcoder2": {"model_type": "starcoder2", "use_bias": True, "sliding_window": 7},
+    "stablelm": {"model_type": "stablelm", "use_qkv_bias": True},
+    "stablelm-parallel": {"model_type": "stablelm", "use_parallel_residual": True},
+    "glm": {"model_type": "glm", "head_dim": 16, "attention_bias": True},
+    "glm4": {"model_type": "glm4", "head_dim": 16},
+    "helium": {"model_type": "helium", "head_dim": 8},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 16},
+    "arcee": {"model_type": "arcee"},
+    "ernie4_5": {"model_type": "ernie4_5", "head_dim": 16, "use_bias": True},
+    "nemotron": {"model_type": "nemotron"},
 }
 
 
@@ -180,7 +204,7 @@ def make_stages(config: Any, model: Any, cuts: Sequence[int], **kwargs: Any) -> 
     tensors = model.state_dict()
     bounds = [*cuts, config.num_hidden_layers]
     stages = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         runner = FastRunner.build(config, first, last, DictReader(tensors), torch.float32, "cpu")
         runner.setup_caches(
             num_blocks=40, block_size=BLOCK, max_sequences=4, max_model_len=MAX_LEN, **kwargs
@@ -204,13 +228,13 @@ def tables(scattered: bool, sizes: Sequence[int]) -> list[np.ndarray]:
         np.random.default_rng(1).shuffle(order)
     counts = [-(-size // BLOCK) for size in sizes]
     ends = np.cumsum([0, *counts])
-    return [order[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [order[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def serve(
     stages: list[FastRunner], prompts: list[np.ndarray], steps: int, *, scattered: bool, chunk: int
 ) -> list[np.ndarray]:
-    """Logits per sequence, [steps + 1, vocabulary]: after the prompt and each given further token."""
+    """Logits per sequence, [steps + 1, vocabulary]: after the prompt and each further token."""
     blocks = tables(scattered, [len(p) for p in prompts])
     lengths = [len(p) - steps for p in prompts]
     done = [0] * len(prompts)
@@ -291,3 +315,148 @@ def test_equal_to_unsplit_hugging_face(case, cuts, scattered, chunk):
 
 def test_every_family_of_the_table_is_tried():
     assert {case["model_type"] for case in CASES.values()} == set(FAMILIES)
+
+
+def test_greedy_output_does_not_depend_on_the_batch():
+    config = make_config(CASES["llama"])
+    model = make_model(config)
+    prompts = prompts_of(config, [21, 5, 33, 12])
+
+    def generate(together: list[np.ndarray], scattered: bool) -> list[list[int]]:
+        (stage,) = make_stages(config, model, (0,))
+        blocks = tables(scattered, [len(p) + 8 for p in together])
+        done, ids = [0] * len(together), [list(map(int, p)) for p in together]
+        for _ in range(8):
+            segments = tuple(
+                Segment(slot, d, len(known) - d, blocks[slot], True)
+                for slot, (d, known) in enumerate(zip(done, ids, strict=True))
+            )
+            tokens = np.concatenate([known[d:] for d, known in zip(done, ids, strict=True)])
+            logits = run([stage], StepBatch(segments, BLOCK), tokens.astype(np.int64))
+            done = [len(known) for known in ids]
+            for known, best in zip(ids, logits.argmax(-1).tolist(), strict=True):
+                known.append(best)
+        return ids
+
+    together = generate(prompts, scattered=True)
+    assert together == [generate([p], scattered=False)[0] for p in prompts]
+
+
+def test_bfloat16_stays_near_float32():
+    config = make_config(CASES["llama"])
+    model = make_model(config)
+    batch = StepBatch((Segment(0, 0, 12, np.arange(3, dtype=np.int32), True),), BLOCK)
+    ids = prompts_of(config, [12])[0]
+    logits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        runner = FastRunner.build(config, 0, 5, DictReader(model.state_dict()), dtype, "cpu")
+        runner.setup_caches(num_blocks=8, block_size=BLOCK, max_sequences=1, max_model_len=32)
+        logits.append(run([runner], batch, ids))
+    assert logits[1].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(*logits).item() > 0.99
+
+
+def test_reading_is_exact_and_starts_over_after_a_reset():
+    config = make_config(CASES["qwen3-tied"])
+    model = make_model(config)
+    for first, last, ends in [(0, 2, 1), (2, 5, 2)]:
+        reader = DictReader(model.state_dict())
+        runner = FastRunner.build(config, first, last, reader, torch.float32, "cpu")
+        assert sorted(reader.seen) == sorted(tensor_names(config, first, last))
+        assert len(reader.seen) == 11 * (last - first) + ends
+        assert runner.kv_bytes == 0
+    (stage,) = make_stages(config, model, (0,))
+    assert stage.kv_bytes == 5 * 2 * 2 * 16 * 40 * BLOCK * 4
+    batch = StepBatch((Segment(0, 0, 9, np.arange(3, dtype=np.int32), True),), BLOCK)
+    ids = prompts_of(config, [9])[0]
+    first_time = run([stage], batch, ids)
+    stage.reset_caches()
+    stage.release(0)
+    assert not stage.pool.keys(0).any()
+    assert torch.equal(run([stage], batch, ids), first_time)
+
+
+def test_only_sampled_rows_have_logits():
+    config = make_config(CASES["llama"])
+    (stage,) = make_stages(config, make_model(config), (0,))
+    table = np.arange(3, dtype=np.int32)
+    ids = prompts_of(config, [9])[0]
+    batch = StepBatch((Segment(0, 0, 9, table, False),), BLOCK)
+    assert run([stage], batch, ids).shape == (0, config.vocab_size)
+
+
+def llama_with(**kwargs: Any) -> Any:
+    config = make_config({"model_type": "llama"})
+    for name, value in kwargs.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param(lambda: make_config({"model_type": "opt"}), "model_type='opt'", id="family"),
+        pytest.param(
+            lambda: llama_with(quantization_config={"quant_method": "gptq"}),
+            "quantization",
+            id="quantized",
+        ),
+        pytest.param(lambda: llama_with(hidden_act="mish"), "activation 'mish'", id="activation"),
+        pytest.param(
+            lambda: llama_with(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
+            "rope_type 'spiral'",
+            id="rope",
+        ),
+        pytest.param(
+            lambda: llama_with(
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                }
+            ),
+            "partial_rotary_factor",
+            id="partial-rope-that-llama-ignores",
+        ),
+        pytest.param(
+            lambda: llama_with(layer_types=["chunked_attention"] * 5), "layer_types", id="layers"
+        ),
+        pytest.param(
+            lambda: make_config({"model_type": "stablelm", "qk_layernorm": True}),
+            "qk_layernorm",
+            id="norm-per-head",
+        ),
+        pytest.param(
+            lambda: make_config({"model_type": "gemma3_text", "use_bidirectional_attention": True}),
+            "use_bidirectional_attention",
+            id="bidirectional",
+        ),
+    ],
+)
+def test_unknown_features_are_refused(config, message):
+    assert not supports(config())
+    with pytest.raises(UnsupportedFamily, match=message):
+        FastRunner.build(config(), 0, 1, DictReader({}), torch.float32, "cpu")
+
+
+def test_wrong_use_is_named():
+    config = make_config(CASES["llama"])
+    model = make_model(config)
+    with pytest.raises(InvalidConfig, match=r"\[3, 9\)"):
+        FastRunner.build(config, 3, 9, DictReader({}), torch.float32, "cpu")
+    runner = FastRunner.build(config, 1, 2, DictReader(model.state_dict()), torch.float32, "cpu")
+    batch = StepBatch((Segment(0, 0, 9, np.arange(3, dtype=np.int32), True),), BLOCK)
+    with pytest.raises(EngineError, match="setup_caches"):
+        runner.step(batch, {})
+    runner.setup_caches(num_blocks=8, block_size=BLOCK, max_sequences=1, max_model_len=32)
+    with pytest.raises(EngineError, match=r"hidden: got nothing; wanted 9 rows"):
+        runner.step(batch, {"token_ids": torch.zeros(9, dtype=torch.int64)})
+
+
+def test_a_missing_tensor_is_named():
+    class Empty:
+        def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+            return {}
+
+    with pytest.raises(MissingTensor, match=r"layers\.0\.self_attn\.q_proj\.weight"):
+        FastRunner.build(make_config(CASES["llama"]), 0, 1, Empty(), torch.float32, "cpu")

@@ -45,7 +45,7 @@ class AttentionBackend(Protocol):
     def attend(
         self, q: torch.Tensor, pool: PagedPool, layer: int, plan: AttentionPlan, spec: AttentionSpec
     ) -> torch.Tensor:
-        """q [tokens, heads, k_dim], any stride over tokens -> [tokens, heads * v_dim], q's dtype."""
+        """q [tokens, heads, k_dim], any token stride -> [tokens, heads * v_dim], q's dtype."""
         ...
 
 
@@ -189,7 +189,8 @@ class ViewAttention:
         if spec.softcap is None and not self._float_decode:
             out = F.scaled_dot_product_attention(rows, k, v, scale=spec.scale)
             return out.reshape(n, -1)
-        return self._decode_float(rows.float().mul_(spec.scale), k, v, spec).to(q.dtype).view(n, -1)
+        scaled = rows.float() * spec.scale
+        return self._decode_float(scaled, k, v, spec).to(q.dtype).view(n, -1)
 
     def _decode_float(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec
@@ -230,7 +231,7 @@ class ViewAttention:
         piece: Piece,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Several queries of one sequence: q [count, heads, k_dim], k, v [1, kv_heads, keys, dim]."""
+        """Queries of one sequence: q [count, heads, k_dim], k and v [1, kv_heads, keys, dim]."""
         queries = q.transpose(0, 1).unsqueeze(0)  # [1, heads, count, k_dim]
         grouped = spec.heads != spec.kv_heads
         if spec.softcap is not None:

@@ -19,8 +19,10 @@ from lamella_worker.attention_choice import choose_attention
 from lamella_worker.attention_plan import AttentionPlan
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.cache import KVShape, PagedPool, rows_tensor
+from lamella_worker.fast_families import Config
 from lamella_worker.fast_layers import DecoderLayer, Norm, StepContext, make_norm
-from lamella_worker.fast_table import Config, DecoderSpec, spec_of
+from lamella_worker.fast_spec import DecoderSpec
+from lamella_worker.fast_table import spec_of
 from lamella_worker.fast_weights import (
     EMBEDDING,
     FINAL_NORM,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lamella_worker.attention import AttentionBackend, AttentionSpec
 from lamella_worker.attention_plan import AttentionPlan
 from lamella_worker.cache import PagedPool
-from lamella_worker.fast_table import DecoderSpec, NormSpec
+from lamella_worker.fast_spec import DecoderSpec, NormSpec
 from lamella_worker.fast_weights import LayerWeights, NormWeights
 from lamella_worker.linear import Linear
 from lamella_worker.rope import Angles, rotate_

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from lamella_contract.errors import CorruptModel, MissingTensor
-from lamella_worker.fast_table import DecoderSpec, NormSpec
+from lamella_worker.fast_spec import DecoderSpec, NormSpec
 from lamella_worker.linear import Linear, make_linear
 from lamella_worker.rope import half_split_order
 

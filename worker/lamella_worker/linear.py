@@ -2,7 +2,8 @@
 
 Knows no model. fast.py makes every projection with `make_linear`; on a CPU whose bf16 products are
 faster with oneDNN's own weight layout they become `PackedLinear`, elsewhere `PlainLinear`. Whether
-packing works and pays is tried once per process on a small case (`packing_pays`), not assumed. Times are this thread's CPU time: a busy machine must not decide.
+packing works and pays is tried once per process on a small case (`packing_pays`), not assumed.
+Times are this thread's CPU time: a busy machine must not decide.
 """
 
 import logging
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 log = logging.getLogger(__name__)
 
 BATCH_HINT = 16
-"""Rows that oneDNN lays weights out for. A hint of 1 makes larger batches slow and gains nothing."""
+"""Rows that oneDNN lays weights out for. A hint of 1 makes larger batches slow, for no gain."""
 
 
 class Linear(Protocol):

@@ -85,7 +85,7 @@ def is_nested(config: Any) -> bool:
 def make_rope(config: Any, layer_type: str | None, rotary_dim: int, max_model_len: int) -> Rope:
     """Frequencies of a config for sequences up to `max_model_len` tokens.
 
-    `rotary_dim` elements of each head are rotated (by the default kind; scaled kinds say their own).
+    `rotary_dim` elements of each head are rotated (the default kind; scaled kinds say their own).
 
     The formulas of scaled kinds are transformers' own (modeling_rope_utils.ROPE_INIT_FUNCTIONS), so
     that a served model is rotated as its authors' code rotates it. Raises UnsupportedFamily.
