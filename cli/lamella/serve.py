@@ -32,6 +32,14 @@ from lamella_contract import names
 from lamella_contract.plan import Plan
 
 WORKER_LIST_FILE = "worker.json"
+WORKER_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+}
+"""Weights in huge pages: a decode step streams all of them, and would miss the TLB at each 4 KiB.
+The C library reads these when a process starts, so they must be set from outside."""
 QUESTION = "What is the capital of France?"
 
 
@@ -142,7 +150,9 @@ def _with_device(options: launch.LaunchOptions, here: machine.Machine) -> launch
 def _worker(run_dir: RunDirectory) -> ChildSpec:
     """`-P`: the user's current folder is not searched for modules."""
     list_file = str(run_dir.file(WORKER_LIST_FILE))
-    return ChildSpec("worker", (sys.executable, "-P", "-m", "lamella.warm", list_file), CHILD_ENV)
+    own = {name: value for name, value in WORKER_MEMORY.items() if name not in os.environ}
+    argv = (sys.executable, "-P", "-m", "lamella.warm", list_file)
+    return ChildSpec("worker", argv, {**CHILD_ENV, **own})
 
 
 def _gateway(run_dir: RunDirectory) -> ChildSpec:

@@ -96,9 +96,9 @@ class Started:
         self.process.stdout.close()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Started]]:
-    """Starts processes that the test ends, or that are ended after it."""
+@contextlib.contextmanager
+def starter() -> Iterator[Callable[..., Started]]:
+    """Gives a function that starts processes; ends them all at the end."""
     with contextlib.ExitStack() as stack:
 
         def begin(
@@ -108,6 +108,20 @@ def start() -> Iterator[Callable[..., Started]]:
             stack.callback(started.close)
             return started
 
+        yield begin
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Started]]:
+    """Starts processes that the test ends, or that are ended after it."""
+    with starter() as begin:
+        yield begin
+
+
+@pytest.fixture(scope="module")
+def start_for_module() -> Iterator[Callable[..., Started]]:
+    """The same for processes that all tests of a module share."""
+    with starter() as begin:
         yield begin
 
 
