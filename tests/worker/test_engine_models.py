@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3nTextConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
+    Qwen3NextConfig,
 )
 
 from lamella_checkpoint.source import LocalSource
@@ -45,6 +48,7 @@ from lamella_contract.errors import (
 from lamella_worker.batch import Bundle, Segment, StepBatch
 from lamella_worker.downloader import ShardDownloader
 from lamella_worker.engine import Shard, TorchDynamicShardInferenceEngine
+from lamella_worker.engine_infer import check_boundary
 from lamella_worker.engine_step import halves, step_or_halves
 
 VOCAB, LAYERS = 64, 4
@@ -61,6 +65,21 @@ CONFIGS = {
     ),
     "window": lambda: MistralConfig(
         **SIZES, intermediate_size=48, num_key_value_heads=4, sliding_window=8
+    ),
+    "qwen3_next": lambda: Qwen3NextConfig(  # keeps recurrent state beside the pages
+        **SIZES,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
     ),
     "opt": lambda: OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32),  # not a fast family
 }
@@ -160,7 +179,7 @@ def test_engines_in_line_equal_the_unsplit_model(
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("family", ["llama", "opt", "qwen3_next"])
 def test_cache_off_warm_engine_and_interleaving_change_nothing(
     family: str,
     folders: dict[str, Path],
@@ -218,6 +237,13 @@ def test_ten_thousand_tokens(
     assert state["position"] == 10_000
     with pytest.raises(PromptTooLong, match="would hold 12001 tokens, the model 12000"):
         asyncio.run(through(engines, shards, "r", [ids[:2001]]))
+
+
+def test_a_cut_that_more_than_hidden_states_cross_is_refused() -> None:
+    model: Any = SimpleNamespace(config=Gemma3nTextConfig())
+    check_boundary(Shard("gemma3n", 0, 3, 4), model)
+    with pytest.raises(UnsupportedFamily, match="gemma3n_text"):
+        check_boundary(Shard("gemma3n", 0, 1, 4), model)
 
 
 # -- text ------------------------------------------------------------------------------------
@@ -592,7 +618,7 @@ def ring(
     return bundle
 
 
-@pytest.mark.parametrize("family", ["llama", "window", "opt"])
+@pytest.mark.parametrize("family", ["llama", "window", "opt", "qwen3_next"])
 def test_batched_steps_equal_the_unsplit_model(
     family: str,
     folders: dict[str, Path],
@@ -655,7 +681,7 @@ class Pressed:
     def __init__(self, runner: Any, limit: int) -> None:
         self.runner, self.limit = runner, limit
         self.seen: list[int] = []
-        self.keeps_state = False
+        self.state_kinds: frozenset[str] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runner, name)
@@ -697,7 +723,7 @@ def test_steps_that_cannot_be_halved(folders: dict[str, Path]) -> None:
         step_or_halves(runner, one, {"token_ids": torch.zeros(1)}, cpu)
     with pytest.raises(OutOfMemory):  # a tensor that is not a row per token
         step_or_halves(runner, two, {"x": torch.zeros(2), "y": torch.zeros(5)}, cpu)
-    runner.keeps_state = True
+    runner.state_kinds = frozenset({"LinearAttentionLayer"})
     with pytest.raises(OutOfMemory):
         step_or_halves(runner, two, {"token_ids": torch.zeros(2)}, cpu)
     assert runner.seen == [1, 2, 2]

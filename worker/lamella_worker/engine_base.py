@@ -160,8 +160,8 @@ class EngineBase:
                 self._slice = None
             if model is not None:
                 _reset_caches(model)
-            del model
-            gc.collect()  # modules refer to themselves in circles: no count reaches zero
+                del model
+                gc.collect()  # modules refer to themselves in circles: no count reaches zero
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lamella_checkpoint.cuts import text_config
+from lamella_contract.errors import UnsupportedFamily
+from lamella_worker.bundles import Boundary, boundary_of
 from lamella_worker.engine_base import FIRST_CACHE_TOKENS, SESSION_SLOTS, EngineBase
 from lamella_worker.engine_errors import InputTooLong, InvalidInput, SessionLost
 from lamella_worker.engine_inputs import make_batch, make_bundle, take_output
@@ -114,6 +117,8 @@ def _compute(
 ) -> NDArray[np.float32]:
     model = engine.model_instance
     ours = isinstance(model, ShardedGeneralModel)
+    if ours:
+        check_boundary(shard, model)
     end = session.state.position + data.shape[1]
     if engine.enable_cache or ours:  # our model computes in pages even when none are kept
         _make_room(engine, session, end, frugal)
@@ -143,6 +148,19 @@ def _compute(
             hidden.append(some if some.ndim == 3 else some.reshape(session.rows, count, -1))
     joined = torch.cat(hidden, dim=1) if hidden else None
     return take_output(shard, joined, logits, data.shape[1])
+
+
+def check_boundary(shard: Shard, model: ShardedGeneralModel) -> None:
+    """UnsupportedFamily for a cut that more than hidden states cross: one array cannot say it.
+
+    The stage's `step` carries whole bundles and serves those families.
+    """
+    family = text_config(model.config).model_type
+    if not (shard.is_first and shard.is_last) and boundary_of(family) != Boundary():
+        raise UnsupportedFamily(
+            f"model_type={family!r} cut at layers {shard.layers}: infer_tensor hands on hidden "
+            "states only and this family needs more; use step, or one shard for all layers"
+        )
 
 
 def _make_room(engine: EngineBase, session: Session, end: int, frugal: bool) -> None:

@@ -29,7 +29,7 @@ def step_or_halves(runner: Steps, batch: StepBatch, inputs: Bundle, device: torc
     """Compute a step; when memory runs out, free scratch and compute it in two halves.
 
     Writing keys and values again into blocks that a sequence owns is harmless. Where a runner
-    keeps state that is not a function of position (`keeps_state`), a step that was begun cannot be
+    keeps state that is not a function of position (`state_kinds`), a step that was begun cannot be
     run again, so it fails at once. Raises OutOfMemory.
     """
     try:
@@ -40,7 +40,7 @@ def step_or_halves(runner: Steps, batch: StepBatch, inputs: Bundle, device: torc
         reason = str(error) or type(error).__name__
     # Outside the except block: the dead call's tensors are free only now.
     release_scratch(device)
-    if batch.tokens < 2 or getattr(runner, "keeps_state", False) is True:
+    if batch.tokens < 2 or getattr(runner, "state_kinds", None):
         raise _gave_up(batch, reason, device)
     if any(len(tensor) != batch.tokens for tensor in inputs.values()):
         raise _gave_up(batch, reason, device)
