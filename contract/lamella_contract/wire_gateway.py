@@ -114,6 +114,19 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class StageReport:
+    """How one stage of the pipeline is: ``silent`` for a member that is not heard."""
+
+    stage: int
+    state: str
+    layers: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_per_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """How a pipeline is, on Hello and on every change; ``reason`` says why it is not ready."""
 
@@ -124,6 +137,7 @@ class PipelineStatus:
     queued_tokens: int
     running: int
     waiting: int
+    stages: tuple[StageReport, ...] = ()
 
 
 GatewayMessage: TypeAlias = Hello | Submit | Cancel | Replay | Events | PipelineStatus

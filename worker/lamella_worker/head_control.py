@@ -25,6 +25,7 @@ from lamella_contract.wire import (
     MembersAck,
     PipelineStatus,
     Reject,
+    StageReport,
     decode_control,
     encode_control,
 )
@@ -85,6 +86,7 @@ class HeadControl(threading.Thread):
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
         self._told = (False, "")
+        self._beats: dict[int, Heartbeat] = {}  # the last of each stage
         self._sent = 0
         self._ended = threading.Event()
 
@@ -132,6 +134,7 @@ class HeadControl(threading.Thread):
             last_step=self._telemetry.counters.steps,
             sequence=self._sent,
         )
+        self._beats[0] = beat
         for stage in self._ring.members:
             self._tell_stage(stage, beat)
         self._gateways.tell(self._envelope(), self._pipeline_status(), everyone=True)
@@ -214,6 +217,7 @@ class HeadControl(threading.Thread):
                 if behind and self._ring.phase is Phase.CONNECTING:
                     self._tell_stage(stage, self._members(stage))  # the first telling was lost
             case Heartbeat() if member is not None:
+                self._beats[stage] = message
                 loaded = message.state == "ready"
                 self._act(self._ring.heard(stage, member.process, loaded, now_s))
                 ours = (envelope.incarnation, envelope.epoch) == (
@@ -236,6 +240,28 @@ class HeadControl(threading.Thread):
             queued_tokens=stats.queued_tokens if stats else 0,
             running=stats.running if stats else 0,
             waiting=stats.waiting if stats else 0,
+            stages=tuple(
+                self._stage_report(stage) for stage in range(self._config.pipeline.num_stages)
+            ),
+        )
+
+    def _stage_report(self, stage: int) -> StageReport:
+        first, end = self._config.pipeline.layer_range(stage)
+        layers = f"{first} to {end - 1}"
+        beat = self._beats.get(stage)
+        if beat is None:
+            return StageReport(stage, "absent", layers)
+        member = self._ring.members[stage]
+        silence_s = time.monotonic() - member.last_heard_s
+        state = "silent" if silence_s > self._config.suspect_after_s else beat.state
+        return StageReport(
+            stage,
+            state,
+            layers,
+            beat.bytes_done,
+            beat.bytes_total,
+            beat.bytes_per_s,
+            beat.error,
         )
 
     def _publish(self) -> None:
