@@ -29,7 +29,7 @@ class FamilyTraits:
 
 def num_layers(config: Any) -> int:
     """Decoder layers of a text config, under whichever name the family uses."""
-    fields = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    fields: tuple[str, ...] = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if config.model_type == "longcat_flash":  # two attentions per layer, counted as two by HF
         fields = ("num_layers",)
     for field in fields:

@@ -62,6 +62,23 @@ def places(names: Iterable[str], num_layers: int, *, looped: bool = False) -> Ma
     return found
 
 
+def slice_names(names: Iterable[str], num_layers: int, layers: range) -> tuple[str, ...]:
+    """The tensors that a stage with these layers reads, as far as names tell (for progress).
+
+    The first stage adds the embedding, the last one final norm and head, or the embedding as head.
+    """
+    placed = places(names, num_layers)
+    parts = {"embedding"} if layers.start == 0 else set()
+    if layers.stop == num_layers:
+        has_head = any(place.part == "head" for place in placed.values())
+        parts |= {"final", "head" if has_head else "embedding"}
+    return tuple(
+        name
+        for name, place in placed.items()
+        if place.part in parts or (place.part == "layer" and place.layer in layers)
+    )
+
+
 def _place(name: str, decoder: str | None, num_layers: int) -> Place:
     if _BUFFER.search(name):
         return Place("ignored")

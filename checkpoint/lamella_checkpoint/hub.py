@@ -25,10 +25,11 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_token
 
+from lamella_checkpoint import hfcache
 from lamella_checkpoint.listing import listing, matches_etag, write_atomically
 from lamella_checkpoint.progress import Progress
 from lamella_checkpoint.rangecache import ExtentWriter, RangeCache
-from lamella_checkpoint.source import after, checked_name, checked_range, decoded
+from lamella_checkpoint.source import LocalSource, after, checked_name, checked_range, decoded
 from lamella_checkpoint.transfer import Connection, RemoteFile, RetryPolicy
 from lamella_contract.errors import CorruptModel, HubUnreachable, InvalidSpec, ModelNotFound
 
@@ -54,6 +55,7 @@ class HubOptions:
     token: str | None = None
     offline: bool | None = None
     endpoint: str = ""
+    hf_cache: Path | None = None
     stall_timeout_s: float = 30.0
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     sleep: Callable[[float], None] | None = None
@@ -79,6 +81,7 @@ class HubSource:
         folder: Path,
         *,
         offline: bool,
+        downloaded: Path | None = None,
     ) -> None:
         self.uri = f"hf://{connection.repo}@{connection.revision}"
         self.commit = connection.revision
@@ -87,6 +90,8 @@ class HubSource:
         self._connection = connection
         self._files = files
         self._folder = folder
+        # What huggingface_hub has downloaded of this commit before; often nothing.
+        self._downloaded = None if downloaded is None else LocalSource(downloaded)
         self._caches: dict[str, RangeCache] = {}
         self._lock = threading.Lock()
         self._bytes_read = self._bytes_fetched = 0
@@ -114,9 +119,12 @@ class HubSource:
         if options.sleep is not None:
             connection.sleep = options.sleep
         base = options.cache_dir / "hub" / repo.replace("/", "--")
-        files = listing(connection, base, offline=options.is_offline())
+        hf_cache = options.hf_cache or Path(constants.HF_HUB_CACHE)
+        offline = options.is_offline()
+        files = listing(connection, base, hf_cache, offline=offline)
         folder = base / connection.revision
-        return cls(connection, files, folder, offline=options.is_offline())
+        downloaded = hfcache.snapshot(hf_cache, repo, connection.revision)
+        return cls(connection, files, folder, offline=offline, downloaded=downloaded)
 
     @property
     def bytes_read(self) -> int:
@@ -157,6 +165,11 @@ class HubSource:
         file = self._file(name)
         end = start + sum(len(buffer) for buffer in buffers)
         checked_range(name, file.size, start, end)
+        if self._is_downloaded(file):
+            assert self._downloaded is not None
+            self._downloaded.read_scatter(name, start, buffers)
+            self._count(end - start, fetched=False)
+            return
         target = _Cursor(buffers)
         cache = self._cache(file)
         cache.refresh()
@@ -173,6 +186,10 @@ class HubSource:
                 target.write(data)
                 self._count(len(data), fetched=False)
                 start = stop
+
+    def _is_downloaded(self, file: RemoteFile) -> bool:
+        source = self._downloaded
+        return source is not None and source.has(file.name) and source.size(file.name) == file.size
 
     def _fetch(
         self, file: RemoteFile, cache: RangeCache, start: int, end: int, target: _Cursor
@@ -219,6 +236,8 @@ class HubSource:
             for cache in self._caches.values():
                 cache.close()
             self._caches.clear()
+        if self._downloaded is not None:
+            self._downloaded.close()
 
     def _file(self, name: str) -> RemoteFile:
         file = self._files.get(checked_name(name))

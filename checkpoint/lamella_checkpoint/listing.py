@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from huggingface_hub import HfApi
 
+from lamella_checkpoint import hfcache
 from lamella_checkpoint.rangecache import room
 from lamella_checkpoint.source import checked_name
 from lamella_checkpoint.transfer import Connection, RemoteFile, bare_etag
@@ -28,19 +29,24 @@ log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def listing(connection: Connection, base: Path, *, offline: bool) -> Mapping[str, RemoteFile]:
-    """The files at the connection's revision; sets the connection's revision to the commit."""
+def listing(
+    connection: Connection, base: Path, hf_cache: Path, *, offline: bool
+) -> Mapping[str, RemoteFile]:
+    """The files at the connection's revision; sets the connection's revision to the commit.
+
+    ``hf_cache`` is huggingface_hub's own cache: the last resort where no hub can be asked.
+    """
     stated = connection.revision
     if _COMMIT.fullmatch(stated):
         cached = _cached_listing(base, stated)
         if cached is not None:
             return cached
     if offline:
-        return _cached_revision(connection, base, HubUnreachable("offline mode"))
+        return _cached_revision(connection, base, hf_cache, HubUnreachable("offline mode"))
     try:
         commit, files = connection.call(lambda: _ask(connection), connection.asked())
     except HubUnreachable as error:
-        files = _cached_revision(connection, base, error)
+        files = _cached_revision(connection, base, hf_cache, error)
         log.warning(
             "the hub cannot be reached; using the cached commit",
             extra={"asked": f"hf://{connection.repo}@{stated}", "commit": connection.revision},
@@ -76,16 +82,21 @@ def _ask(connection: Connection) -> tuple[str, Mapping[str, RemoteFile]]:
 
 
 def _cached_revision(
-    connection: Connection, base: Path, reason: HubUnreachable
+    connection: Connection, base: Path, hf_cache: Path, reason: HubUnreachable
 ) -> Mapping[str, RemoteFile]:
     """The files at the commit where a revision last stood; ``reason`` explains when unknown."""
-    ref = base / "refs" / quote(connection.revision, safe="")
-    commit = connection.revision
-    if _COMMIT.fullmatch(commit) is None and ref.is_file():
-        commit = ref.read_text(encoding="utf-8").strip()
+    repo, revision = connection.repo, connection.revision
+    ref = base / "refs" / quote(revision, safe="")
+    commit = revision
+    if _COMMIT.fullmatch(revision) is None:
+        known = ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+        commit = known or hfcache.commit_of(hf_cache, repo, revision) or revision
     files = _cached_listing(base, commit)
     if files is None:
-        raise HubUnreachable(f"{connection.asked()} is not in the cache: {reason}") from reason
+        folder = hfcache.snapshot(hf_cache, repo, commit)
+        if folder is None:
+            raise HubUnreachable(f"{connection.asked()} is not in the cache: {reason}") from reason
+        files = hfcache.files_of(folder)
     connection.revision = commit
     return files
 

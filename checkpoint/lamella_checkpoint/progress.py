@@ -52,19 +52,28 @@ class Progress:
         self._window_s = window_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._done = self._total = self._fetched = self._retries = 0
-        self._started_s = clock()
+        self._done = self._total = self._planned = self._fetched = self._retries = 0
         # (time, bytes done by then), oldest first; thinned so that a window holds few of them.
-        self._marks: deque[tuple[float, int]] = deque([(self._started_s, 0)])
+        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
         self._told_s = float("-inf")
 
-    def expect(self, bytes_total: int) -> None:
-        """``bytes_total`` more bytes are going to be read."""
+    def plan(self, bytes_total: int) -> None:
+        """``bytes_total`` bytes will be read in several goes; the `expect` of each draws on them.
+
+        So a load that reads layer by layer knows its end from the start.
+        """
         with self._lock:
-            if self._done == 0:
-                self._started_s = self._clock()
-                self._marks = deque([(self._started_s, 0)])
+            self._restart_clock()
+            self._planned += bytes_total
             self._total += bytes_total
+
+    def expect(self, bytes_total: int) -> None:
+        """``bytes_total`` more bytes are going to be read now."""
+        with self._lock:
+            self._restart_clock()
+            drawn = min(bytes_total, self._planned)
+            self._planned -= drawn
+            self._total += bytes_total - drawn
 
     def advance(self, bytes_done: int, *, fetched: bool = False) -> None:
         """``bytes_done`` more of the expected bytes are in memory."""
@@ -91,6 +100,11 @@ class Progress:
         """The present state; any thread."""
         with self._lock:
             return self._snapshot(self._clock())
+
+    def _restart_clock(self) -> None:
+        """Time before the first byte was asked for is no part of the speed."""
+        if self._done == 0:
+            self._marks = deque([(self._clock(), 0)])
 
     def _mark(self, now_s: float) -> None:
         marks = self._marks

@@ -189,6 +189,10 @@ class LocalSource:
     def list(self) -> tuple[str, ...]:
         return tuple(sorted(self._sizes))
 
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a file of that name."""
+        return name in self._sizes
+
     def size(self, name: str) -> int:
         try:
             return self._sizes[checked_name(name)]

@@ -7,6 +7,7 @@ a redirect to another host. Faults are scripted: each `Fault` strikes the next r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -110,6 +111,7 @@ class Hub:
         self._server.server_close()
 
 
+@functools.lru_cache(maxsize=64)
 def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -118,6 +120,7 @@ def is_large(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
+@functools.lru_cache(maxsize=64)
 def _etag(name: str, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if is_large(name) else blob_id(data)
 
@@ -171,8 +174,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 sibling: dict[str, Any] = {"rfilename": name, "size": len(data)}
                 sibling["blobId"] = blob_id(data)
                 if is_large(name):
-                    digest = hashlib.sha256(data).hexdigest()
-                    sibling["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
+                    sibling["lfs"] = {
+                        "sha256": _etag(name, data),
+                        "size": len(data),
+                        "pointerSize": 134,
+                    }
                 siblings.append(sibling)
             body = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
             self.answer(200, body, {"Content-Type": "application/json", **fault.headers}, fault)

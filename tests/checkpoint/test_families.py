@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lamella_checkpoint.caches import LayerCache, layer_caches
-from lamella_checkpoint.families import Place, places
+from lamella_checkpoint.families import Place, places, slice_names
 from lamella_contract.errors import UnsupportedFamily
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -127,6 +127,21 @@ def test_places(expected: dict[str, Place]) -> None:
 def test_a_looped_model_is_one_layer() -> None:
     names = ["model.H.layers.0.w", "model.L.layers.0.w", "model.L.layers.1.w"]
     assert set(places(names, 9, looped=True).values()) == {layer(0)}
+
+
+SLICES: list[Any] = [
+    pytest.param(range(1), True, {"embed.weight", "layers.0.w"}, id="first"),
+    pytest.param(range(1, 2), True, {"layers.1.w"}, id="middle"),
+    pytest.param(range(2, 3), True, {"layers.2.w", "norm.weight", "lm_head.weight"}, id="last"),
+    pytest.param(range(2, 3), False, {"layers.2.w", "norm.weight", "embed.weight"}, id="tied"),
+]
+
+
+@pytest.mark.parametrize(("layers", "has_head", "expected"), SLICES)
+def test_slice_names(layers: range, has_head: bool, expected: set[str]) -> None:
+    names = ["embed.weight", "norm.weight", *(f"layers.{i}.w" for i in range(3))]
+    names += ["lm_head.weight"] if has_head else []
+    assert set(slice_names(names, 3, layers)) == expected
 
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "head_dim": 8}

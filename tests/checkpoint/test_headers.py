@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -189,6 +189,7 @@ def test_one_tensor_in_two_files_without_an_index(tmp_path: Path) -> None:
         read_headers(LocalSource(tmp_path))
 
 
+@settings(deadline=None)  # a loaded machine is slow
 @given(data=st.binary(max_size=200), length=st.none() | st.integers(0, 300))
 def test_no_bytes_raise_anything_but_corrupt_model(
     data: bytes, length: int | None, tmp_path_factory: pytest.TempPathFactory

@@ -62,6 +62,7 @@ def opened(hub: Any, tmp_path: Path, naps: Naps) -> Callable[..., HubSource]:
     def open_it(revision: str = "main", **options: Any) -> HubSource:
         settings: dict[str, Any] = {
             "cache_dir": tmp_path / "cache",
+            "hf_cache": tmp_path / "hf",
             "stall_timeout_s": 0.2,
             "sleep": naps,
             "policy": RetryPolicy(tries=3),
@@ -205,6 +206,24 @@ def test_restart_and_offline_mode_need_no_network(
         offline.read_text("config.json")
     with pytest.raises(HubUnreachable, match="not in the cache"):
         opened("other-branch")
+
+
+def test_what_huggingface_hub_has_downloaded_is_not_fetched(
+    hub: Any, model: Path, opened: Any, tmp_path: Path
+) -> None:
+    repo = tmp_path / "hf" / "models--org--tiny"
+    commit = hub.refs[REPO, "main"]
+    for name, text in (("refs/main", commit), (f"snapshots/{commit}/README.md", "hello")):
+        (repo / name).parent.mkdir(parents=True)
+        (repo / name).write_text(text)
+    (repo / "snapshots" / commit / WEIGHTS).symlink_to(model / WEIGHTS)
+    online = opened()
+    assert all_tensors(online) == expected_tensors(model)
+    assert online.bytes_fetched == 0
+    assert hub.gets(WEIGHTS) == []
+    offline = opened(offline=True, cache_dir=tmp_path / "another")
+    assert offline.commit == commit
+    assert all_tensors(offline) == expected_tensors(model)
 
 
 def test_an_unreachable_hub_falls_back_on_the_cached_commit(

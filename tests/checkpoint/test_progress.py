@@ -57,6 +57,17 @@ def test_finished_and_more_than_expected(clock: Clock) -> None:
     assert progress.snapshot().eta_s == 0
 
 
+def test_a_planned_total_is_not_counted_twice(clock: Clock) -> None:
+    progress = Progress(clock=clock)
+    progress.plan(100)
+    for part in (40, 60):
+        progress.expect(part)
+        assert progress.snapshot().bytes_total == 100
+        progress.advance(part)
+    progress.expect(5)
+    assert progress.snapshot().bytes_total == 105
+
+
 def test_calls_are_spaced_and_the_last_one_comes(clock: Clock) -> None:
     seen: list[int] = []
     progress = Progress(lambda now: seen.append(now.bytes_done), interval_s=1, clock=clock)

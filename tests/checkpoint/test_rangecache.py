@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella_checkpoint import rangecache
@@ -49,6 +49,7 @@ def held(cache: RangeCache) -> set[int]:
     return found
 
 
+@settings(deadline=None)  # a loaded machine is slow
 @given(ranges=RANGES)
 def test_what_went_in_comes_out_also_after_a_restart(
     ranges: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
@@ -65,6 +66,7 @@ def test_what_went_in_comes_out_also_after_a_restart(
     again.close()
 
 
+@settings(deadline=None)  # a loaded machine is slow
 @given(ranges=RANGES, where=st.integers(0, SIZE - 1))
 def test_a_flipped_byte_loses_its_extent_only(
     ranges: list[tuple[int, int]], where: int, tmp_path_factory: pytest.TempPathFactory

@@ -120,7 +120,10 @@ def _load(source: Path, dtype: Any) -> Any:
 
 def _publish(work: Path, out_dir: Path, digest: str, dtype: str) -> Path:
     """Rename the finished folder into place; a twin that was faster wins."""
+    # Both temporary folders and safetensors files are made for one user only.
     work.chmod(0o755)
+    for path in work.iterdir():
+        path.chmod(0o644)
     try:
         os.rename(work, out_dir)
     except OSError:
