@@ -242,6 +242,26 @@ SEQUENCES = {
             ("done 21", ["b@1 21"]),
         ],
     ),
+    "preempted in flight and back in the same slot: the earlier tenure's result is dropped": (
+        replace(TWO_STAGES, num_blocks=4, max_sequences=2),
+        [
+            ("submit c 1", None),
+            ("submit a 7", None),
+            ("step", "+0.1 +1.1 | 0.1[0:1)*+0 1.1[0:7)*+3,2"),
+            ("cancel c", True),
+            ("done 9 20", ["a@0 20"]),
+            ("step", "-0.1 | 1.1[7:8)*"),
+            ("submit b 4", None),
+            ("step", "+0.2 | 0.2[0:4)*+0"),
+            ("done 21,22,23,24,25,26", ["a@1 21,22,23,24,25,26"]),
+            ("step", "-0.2 | 1.1[8:14)*+0,1"),
+            ("cancel a", True),
+            ("step", "-1.1 +0.3 | 0.3[0:4)*+0"),
+            ("done 30", []),
+            ("done 27", []),
+            ("done 30", ["b@0 30"]),
+        ],
+    ),
     "a restart computes everything again from the ids, under new generations": (
         TWO_STAGES,
         [

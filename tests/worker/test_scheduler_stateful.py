@@ -91,8 +91,9 @@ class ToyStage:
 class ToyPipeline:
     """Stages in a row; `advance(k)` lets stage k take its next step, results queue up in `done`."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, token_ns: int = 100) -> None:
         self.limits = limits
+        self.token_ns = token_ns  # low: merged cohorts are cheapest, high: split ones
         self.stages = [
             ToyStage(
                 SlotTable(
@@ -142,7 +143,7 @@ class ToyPipeline:
                     new.append(next_token([*context, *new]))
                 position = segment.start + segment.count
                 rows.append(RowResult(segment.slot, told.generation, position, tuple(new)))
-        trace = tuple(StageTime(10_000 * (s + 1) + 100 * len(ids), 5) for s in range(k + 1))
+        trace = tuple(StageTime(10_000 + self.token_ns * len(ids), 5) for s in range(k + 1))
         self.done.append(StepDone(header.step, tuple(rows), trace, header.failed))
         return True
 
@@ -169,13 +170,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 5),
         max_step_tokens=st.integers(1, 24),
         max_model_len=st.integers(8, 40),
+        token_ns=st.sampled_from([100, 1_000_000]),
     )
-    def start(self, **sizes: int) -> None:
+    def start(self, token_ns: int = 100, **sizes: int) -> None:
         self.limits = SchedulerLimits(
             **sizes, max_queued_tokens=40, eos_token_ids=(EOS,), vocab_size=VOCABULARY
         )
         self.scheduler = Scheduler(self.limits)
-        self.pipeline = ToyPipeline(self.limits)
+        self.pipeline = ToyPipeline(self.limits, token_ns)
         self.mirror = ToyPipeline(self.limits).stages[0].table
         self.clients: dict[bytes, Client] = {}
         self.tenures: set[tuple[int, int]] = set()
@@ -251,13 +253,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.cancel(client.owner, submit.request_id, submit.attempt)
         client.ended = "cancelled"
 
-    @rule(owner=st.sampled_from([b"a", b"b"]))
-    def drop_owner(self, owner: bytes) -> None:
-        mine = [client for client in self.live() if client.owner == owner]
-        assert self.scheduler.drop_owner(owner) == len(mine)
-        for client in mine:
-            client.ended = "cancelled"
-
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), position=st.integers(0, 12))
     def replay(self, data: st.DataObject, position: int) -> None:
@@ -271,22 +266,44 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(event.event.position == position for event in events)
         assert (events[-1].event.finish if events else "") == client.ended
 
-    @rule()
-    def restart(self) -> None:
-        self.scheduler.restart()
-        self.pipeline.restart()
-        self.mirror.reset()
+    @rule(what=st.sampled_from(["restart", "restart", "fail all", "drop a", "drop b"]))
+    def disaster(self, what: str) -> None:
+        if what == "restart":
+            self.scheduler.restart()
+            self.pipeline.restart()
+            self.mirror.reset()
+        elif what == "fail all":
+            self.take(self.scheduler.fail_all("the stages are gone"))
+            assert not self.live()
+        else:
+            owner = what[-1].encode()
+            mine = [client for client in self.live() if client.owner == owner]
+            assert self.scheduler.drop_owner(owner) == len(mine)
+            for client in mine:
+                client.ended = "cancelled"
 
-    @rule()
-    def fail_all(self) -> None:
-        self.take(self.scheduler.fail_all("the stages are gone"))
-        assert not self.live()
+    @rule(
+        moves=st.lists(st.sampled_from(["send", "done", "0", "1", "2"]), min_size=1, max_size=40),
+        ids_per_row=st.sampled_from([1, 1, 1, 2, 3]),
+    )
+    def work(self, moves: list[str], ids_per_row: int) -> None:
+        """The stages and the scheduler move in any order."""
+        for move in moves:
+            if move == "send":
+                self.send_one()
+            elif move == "done":
+                self.complete()
+            else:
+                self.pipeline.advance(int(move) % self.limits.stages, ids_per_row=ids_per_row)
 
-    @rule(most=st.integers(1, 4))
-    def send(self, most: int) -> None:
-        for _ in range(most):
-            if not self.send_one():
-                break
+    @rule(rounds=st.integers(1, 6))
+    def go_round(self, rounds: int) -> None:
+        """The stages keep up with the scheduler."""
+        for _ in range(rounds):
+            self.send_one()
+            for k in range(self.limits.stages):
+                self.pipeline.advance(k)
+            self.complete()
 
     def send_one(self) -> bool:
         step = self.scheduler.next_step(self.now_s)
@@ -302,19 +319,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.tenures.add((adopt.slot, adopt.generation))
         self.mirror.apply(header)
         assert self.mirror.live() == self.scheduler.tables()
+        self.scheduler.check_integrity()
         self.pipeline.send(step)
         return True
 
-    @rule(k=st.integers(0, 2), ids_per_row=st.integers(0, 3), times=st.integers(1, 3))
-    def advance(self, k: int, ids_per_row: int, times: int) -> None:
-        for _ in range(times):
-            self.pipeline.advance(k % self.limits.stages, ids_per_row=ids_per_row)
+    @rule(k=st.integers(0, 2), row_only=st.booleans())
+    def fail_step(self, k: int, row_only: bool) -> None:
+        if row_only:
+            self.pipeline.advance(self.limits.stages - 1, ids_per_row=0)
+        else:
+            self.pipeline.advance(k % self.limits.stages, fail=True)
 
-    @rule(k=st.integers(0, 2))
-    def fail_step(self, k: int) -> None:
-        self.pipeline.advance(k % self.limits.stages, fail=True)
-
-    @rule()
     def complete(self) -> None:
         if self.pipeline.done:
             self.now_s += 0.01
@@ -363,7 +378,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4], ids=lambda n: f"{n}-stages")
