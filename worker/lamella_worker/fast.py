@@ -33,7 +33,7 @@ from lamella_worker.fast_weights import (
     read_matrix,
     read_norm,
 )
-from lamella_worker.linear import Linear, fewest_rows, make_linear
+from lamella_worker.linear import Linear, PlainLinear, fewest_rows, make_linear
 from lamella_worker.rope import Rope, make_rope
 
 
@@ -131,11 +131,12 @@ class FastRunner:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Linear:
-        if not spec.tied:
-            return make_linear(read_matrix(reader, HEAD, dtype, device))
-        if embedding is None:
-            embedding = read_matrix(reader, EMBEDDING, dtype, device)
-        return make_linear(embedding)
+        if embedding is not None and spec.tied:
+            # One stage with both ends: a packed copy would be faster and weigh as much again, which
+            # the plan does not count.
+            return PlainLinear(embedding)
+        name = EMBEDDING if spec.tied else HEAD
+        return make_linear(read_matrix(reader, name, dtype, device))
 
     @property
     def kv_bytes(self) -> int:
