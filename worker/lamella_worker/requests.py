@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from lamella_contract.errors import StageLost
+from lamella_contract.errors import InvalidRequest, PromptTooLong, StageLost
 from lamella_contract.wire import Sampling, Submit, TokenEvent
 from lamella_worker.blocks import Lease
+from lamella_worker.limits import SchedulerLimits
 
 NO_SLOT = -1
 
@@ -66,6 +67,12 @@ class LiveRequest:
     @property
     def output_len(self) -> int:
         return len(self.ids) - self.prompt_len
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the ids it came with hold a whole answer."""
+        stopped = len(self.ids) >= self.last_len or self.ids[-1] in self.stop_ids
+        return self.output_len > 0 and stopped
 
     def accept(self, new: Sequence[int]) -> OwnedEvent:
         """Append new tokens up to the first that ends the answer; the event that says so.
@@ -177,6 +184,24 @@ class RequestBook:
         if position == known.output_len and not known.finish:
             return []
         return [known.retell(position)]
+
+
+def check_submit(request: Submit, limits: SchedulerLimits) -> None:
+    """Raise `InvalidRequest` or `PromptTooLong` for what can never be served."""
+    ids, prompt_len = request.ids, request.prompt_len
+    if not 0 < prompt_len <= len(ids):
+        raise InvalidRequest(f"prompt_len: got {prompt_len} of {len(ids)} ids, want 1 or more")
+    if request.sampling.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens: got {request.sampling.max_tokens}, want 1 or more")
+    vocabulary = limits.vocab_size
+    if min(ids) < 0 or (vocabulary and max(ids) >= vocabulary):
+        bad = min(ids) if min(ids) < 0 else max(ids)
+        raise InvalidRequest(f"ids: got token {bad}, want one in [0, {vocabulary or 'inf'})")
+    if prompt_len >= limits.longest or len(ids) > limits.longest:
+        raise PromptTooLong(
+            f"prompt: got {max(prompt_len, len(ids))} tokens, want less than {limits.longest} "
+            f"(max_model_len {limits.max_model_len}, KV cache {limits.kv_tokens} tokens)"
+        )
 
 
 def live_request(

@@ -23,7 +23,6 @@ from lamella_contract.errors import (
     InvalidRequest,
     Overloaded,
     PipelineUnavailable,
-    PromptTooLong,
     WireError,
     from_kind,
 )
@@ -32,7 +31,7 @@ from lamella_worker.compose import Composer, Draft
 from lamella_worker.cost import CostModel, DrainRate
 from lamella_worker.flights import Flight, Flights
 from lamella_worker.limits import SchedulerLimits, SchedulerStats
-from lamella_worker.requests import LiveRequest, OwnedEvent, RequestBook, live_request
+from lamella_worker.requests import LiveRequest, OwnedEvent, RequestBook, check_submit, live_request
 from lamella_worker.running import RunningSet
 
 
@@ -88,7 +87,7 @@ class Scheduler:
         key = (owner, request.request_id)
         if request.attempt <= self._book.newest_attempt(key):
             return
-        self._check(request)
+        check_submit(request, self.limits)
         old = self._book.get(key)
         if old is not None:
             self._remove(old)
@@ -100,29 +99,12 @@ class Scheduler:
             longest=self.limits.longest,
             arrival=self._arrivals,
         )
-        if live.output_len and (len(live.ids) >= live.last_len or live.ids[-1] in live.stop_ids):
+        if live.has_ended:
             raise InvalidRequest("ids: the answer they hold has ended, want one to go on with")
         if not live.output_len:
             self._check_load(len(live.ids))
         self._book.add(live)
         self._compose.enqueue(live)
-
-    def _check(self, request: Submit) -> None:
-        ids, prompt_len = request.ids, request.prompt_len
-        if not 0 < prompt_len <= len(ids):
-            raise InvalidRequest(f"prompt_len: got {prompt_len} of {len(ids)} ids, want 1 or more")
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens: got {request.sampling.max_tokens}, want 1 or more")
-        vocabulary = self.limits.vocab_size
-        if min(ids) < 0 or (vocabulary and max(ids) >= vocabulary):
-            bad = min(ids) if min(ids) < 0 else max(ids)
-            raise InvalidRequest(f"ids: got token {bad}, want one in [0, {vocabulary or 'inf'})")
-        if prompt_len >= self.limits.longest or len(ids) > self.limits.longest:
-            raise PromptTooLong(
-                f"prompt: got {max(prompt_len, len(ids))} tokens, want less than "
-                f"{self.limits.longest} (max_model_len {self.limits.max_model_len}, "
-                f"KV cache {self.limits.kv_tokens} tokens)"
-            )
 
     def _check_load(self, tokens: int) -> None:
         queued = self._compose.queued_tokens
