@@ -1,5 +1,6 @@
 """A slice reads its own tensors and no others, and ends up with what transformers loads."""
 
+import gc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from transformers import (
 from lamella_checkpoint.cuts import num_layers
 from lamella_contract.errors import CorruptModel, MissingTensor, UnsupportedFamily
 from lamella_worker.hf_slice import build_slice, model_class
-from lamella_worker.readers import folder_reader
+from lamella_worker.model import build_runner
+from lamella_worker.readers import folder_reader, trim_heap
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -197,3 +199,30 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_the_number_of_layers_is_the_config_s() -> None:
     assert {num_layers(config) for config in CONFIGS.values()} == {4}
+
+
+def _memory_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise AssertionError(field)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("runner", ["fast", "packed", "sequential"])
+def test_loading_peaks_little_above_the_slice(runner: str, tmp_path: Path) -> None:
+    wide = {**SMALL, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 8}
+    config = LlamaConfig(**wide, dtype=torch.float32)
+    folder = saved(config, tmp_path)
+    build_runner(config, 0, 1, folder_reader(folder), dtype=torch.float32, runner=runner)
+    gc.collect()
+    trim_heap()
+    before_kib = _memory_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    reader = folder_reader(folder)
+    kept = build_runner(config, 2, 8, reader, dtype=torch.float32, runner=runner)
+    peak_bytes = (_memory_kib("VmHWM") - before_kib) * 1024
+    del kept
+    noise_bytes = 16 << 20
+    assert reader.bytes_needed > 150 << 20
+    assert peak_bytes <= 1.3 * reader.bytes_needed + noise_bytes

@@ -14,7 +14,7 @@ from lamella_checkpoint.cuts import forbidden_cuts, num_layers, text_config
 from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.family_table import PACKED
-from lamella_worker.readers import TensorReader
+from lamella_worker.readers import TensorReader, trim_heap
 from lamella_worker.text_only import language_model
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,25 @@ def build_runner(
         "runner chosen",
         extra={"family": config.model_type, "runner": kind, "first": first, "last": last},
     )
+    built = _build(kind, config, first, last, reader, dtype, device)
+    trim_heap()
+    return built
+
+
+def _build(
+    kind: RunnerKind,
+    config: Any,
+    first: int,
+    last: int,
+    reader: TensorReader,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> SliceRunner:
+    # The library's modelling code is imported only when it is needed: it takes seconds.
     if kind == "fast":
         from lamella_worker.fast import FastRunner
 
         return FastRunner.build(config, first, last, reader, dtype, device)
-    # The library's modelling code is imported only when it is needed: it takes seconds.
     from lamella_worker.hf_slice import build_slice
 
     if kind == "packed":

@@ -4,7 +4,8 @@ Knows files and dtypes, no layer and no name of the model's code (weights.py doe
 between lamella_checkpoint, which knows no torch, and the loaders of the runners.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import ctypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,6 +78,7 @@ class SourceReader:
         if missing:
             raise MissingTensor(f"{missing[:4]}: in no file of {self._source.uri}")
         infos = [self._infos[name] for name in names]
+        trim_heap()
         slices = SliceReader(self._source, infos, max_workers=self._max_workers)
         tensors = {}
         for name, buffer in slices:
@@ -84,6 +86,26 @@ class SourceReader:
         self.bytes_read += slices.bytes_read
         self.bytes_needed += slices.bytes_needed
         return tensors
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can (glibc).
+
+    A loader frees what it converted before it reads on; without this the heap keeps it, and a
+    stage's memory peaks far above its slice.
+    """
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def _find_malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
+
+
+_malloc_trim = _find_malloc_trim()
 
 
 def _as_tensor(data: torch.Tensor, info: TensorInfo) -> torch.Tensor:
