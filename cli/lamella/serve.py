@@ -197,7 +197,8 @@ def _write(
     ]
     run_dir.write(names.GATEWAY_CONFIG_FILE, made.gateway.to_json())
     run_dir.write(names.STATUS_FILE, json.dumps(_status_document(made)))
-    run_dir.write(WORKER_LIST_FILE, json.dumps(paths))
+    document = {"configs": paths, "family": facts.profile.family}
+    run_dir.write(WORKER_LIST_FILE, json.dumps(document))
     return made
 
 

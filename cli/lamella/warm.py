@@ -1,11 +1,12 @@
 """Runs the worker with its imports done early: `python -m lamella.warm FILE`.
 
 Importing torch and transformers takes longer than reading a model's headers and planning, so
-`serve` starts this first and plans meanwhile. FILE is a JSON list of stage configurations' paths;
+`serve` starts this first and plans meanwhile. FILE is JSON, {"configs": [paths], "family": name};
 when it is there, the worker's own entry takes over in this process. Started again after a crash, it
 finds the file at once.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -14,6 +15,12 @@ import time
 from pathlib import Path
 
 _POLL_S = 0.005
+EARLY_MODULES = (
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
+"""What every stage imports when it builds its slice, seconds of it: here once, before the fork."""
 
 
 def main(list_file: str) -> int:
@@ -23,13 +30,37 @@ def main(list_file: str) -> int:
     worker = importlib.import_module("lamella_worker.__main__")
     for module in worker.HEAVY_MODULES:
         importlib.import_module(module)
+    # Without torch transformers has no models to import (and whoever runs is no real worker).
+    early = EARLY_MODULES if "torch" in sys.modules else ()
+    for module in early:
+        import_quietly(module)
     path = Path(list_file)
     while not path.exists():
         if os.getppid() != parent:
             return 1
         time.sleep(_POLL_S)
-    configs = json.loads(path.read_text(encoding="utf-8"))
-    return int(worker.main([word for config in configs for word in ("--config", config)]))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if early:
+        import_quietly(modeling_module(document["family"]))
+    return int(
+        worker.main([word for config in document["configs"] for word in ("--config", config)])
+    )
+
+
+def modeling_module(family: str) -> str:
+    """Where transformers keeps the code of a model type; "" for one that it does not know."""
+    try:
+        auto = importlib.import_module("transformers.models.auto.configuration_auto")
+        folder = str(auto.model_type_to_module_name(family))
+    except (ImportError, AttributeError):
+        return ""
+    return f"transformers.models.{folder}.modeling_{folder}"
+
+
+def import_quietly(module: str) -> None:
+    """Imports a module ahead of its use; whoever needs it will say what is wrong with it."""
+    with contextlib.suppress(ImportError, ValueError):
+        importlib.import_module(module)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_every_module_imports_without_what_its_package_refuses_to_know(package: 
         for path in (ROOT / package).rglob("*.py")
         if path.stem not in {"__init__", "__main__"}
     ]
-    blocked = {module: None for module in PACKAGES[package]}
+    blocked = dict.fromkeys(PACKAGES[package])
     code = (
         f"import sys, importlib\nsys.modules.update({blocked})\n"
         f"for name in {modules}: importlib.import_module(name)"

@@ -26,7 +26,7 @@ from lamella_contract.errors import InvalidConfig, LamellaError
 log = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
-HEAVY_MODULES = ("torch", "lamella_worker.process")
+HEAVY_MODULES = ("torch", "lamella_worker.process.run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def keep_alive(configs: list[StageConfig]) -> int:
     """Import once, fork the stages, and return the exit status."""
     from setproctitle import setproctitle
 
-    from lamella_worker.nursery import Nursery, die_with_parent
+    from lamella_worker.process.nursery import Nursery, die_with_parent
 
     setproctitle(names.parent_title(configs[0].pipeline.name))
     if configs[0].parent_pid:
@@ -66,7 +66,7 @@ def keep_alive(configs: list[StageConfig]) -> int:
     for module in HEAVY_MODULES:
         importlib.import_module(module)
     log.info("imported", extra={"seconds": round(time.monotonic() - began, 2)})
-    process = importlib.import_module("lamella_worker.process")
+    process = importlib.import_module("lamella_worker.process.run")
     return Nursery(configs, process.run_stage).run()
 
 

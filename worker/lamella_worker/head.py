@@ -40,8 +40,8 @@ from lamella_contract.wire import (
     check_envelope,
     decode_step_done,
 )
-from lamella_worker.channel import ChannelEnd
-from lamella_worker.orders import (
+from lamella_worker.membership.channel import ChannelEnd
+from lamella_worker.membership.orders import (
     Broken,
     DropOwner,
     FromGateway,
@@ -52,11 +52,11 @@ from lamella_worker.orders import (
     Report,
     ToGateway,
 )
-from lamella_worker.requests import OwnedEvent
-from lamella_worker.ring import Pause, Probe, Serve
-from lamella_worker.scheduler import Scheduler
+from lamella_worker.membership.ring import Pause, Probe, Serve
+from lamella_worker.process.telemetry import Telemetry
+from lamella_worker.scheduling.requests import OwnedEvent
+from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.stage import POLL_S, OutLink, StepRunner
-from lamella_worker.telemetry import Telemetry
 from lamella_worker.tensors import pack_bundle
 from lamella_worker.transport import PullLink
 

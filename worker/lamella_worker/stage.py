@@ -33,12 +33,12 @@ from lamella_contract.wire import (
     encode_step_done,
 )
 from lamella_worker.batch import Bundle, Segment, StepBatch
-from lamella_worker.channel import ChannelEnd
-from lamella_worker.orders import Broken, Linked, Order, Relink, Report
-from lamella_worker.pulse import Pulse
+from lamella_worker.membership.channel import ChannelEnd
+from lamella_worker.membership.orders import Broken, Linked, Order, Relink, Report
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.sampling import FAILED_ROW, Sampler
-from lamella_worker.slots import SlotTable
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.tensors import pack_bundle, unpack_bundle
 from lamella_worker.transport import Network, PullLink, PushLink
 

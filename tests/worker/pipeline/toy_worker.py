@@ -18,10 +18,10 @@ import torch
 from lamella_contract.config import StageConfig
 from lamella_contract.errors import OutOfMemory
 from lamella_worker.batch import Bundle, StepBatch
-from lamella_worker.nursery import Nursery
-from lamella_worker.process import run_stage
-from lamella_worker.pulse import Pulse
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.process.nursery import Nursery
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.run import run_stage
+from lamella_worker.process.telemetry import Telemetry
 
 VOCABULARY = 97
 POISON = 13

@@ -1,6 +1,6 @@
 """The requests that stage 0 answers for: each one's ids, where it stands, and what was told of it.
 
-Knows no step, no slot numbering and no socket. In the flow: `lamella_worker.scheduler` looks
+Knows no step, no slot numbering and no socket. In the flow: `scheduler` looks
 requests up here by (owner, request id) when a gateway speaks, appends the tokens that come back,
 and gets the events to send. A finished request is kept for a while, so that a gateway that missed
 its last event can ask again.
@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeAlias
 
 from lamella_contract.errors import InvalidRequest, PromptTooLong, StageLost
 from lamella_contract.wire import Sampling, Submit, TokenEvent
-from lamella_worker.blocks import Lease
-from lamella_worker.limits import SchedulerLimits
+from lamella_worker.scheduling.blocks import Lease
+from lamella_worker.scheduling.limits import SchedulerLimits
 
 NO_SLOT = -1
 

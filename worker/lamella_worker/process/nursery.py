@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamella_contract.config import StageConfig
-from lamella_worker.pulse import Pulse
-from lamella_worker.restarts import EXIT_PERMANENT, Restarts
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.restarts import EXIT_PERMANENT, Restarts
 
 log = logging.getLogger(__name__)
 

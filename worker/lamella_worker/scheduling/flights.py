@@ -2,7 +2,7 @@
 
 Knows no queues and no blocks. A segment belongs to a request for as long as the request holds the
 slot under the same generation; what comes back for a tenure that is over (cancelled, preempted,
-failed) is nobody's. In the flow: `lamella_worker.scheduler` sends and lands steps here, in order.
+failed) is nobody's. In the flow: `scheduler` sends and lands steps here, in order.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from lamella_contract.errors import WireError
 from lamella_contract.wire import SegmentHeader, StepDone
-from lamella_worker.compose import Draft
-from lamella_worker.cost import Work
-from lamella_worker.requests import LiveRequest
+from lamella_worker.scheduling.compose import Draft
+from lamella_worker.scheduling.cost import Work
+from lamella_worker.scheduling.requests import LiveRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,22 +27,22 @@ from lamella_contract.errors import (
     ModelError,
     RateLimited,
 )
-from lamella_worker.channel import ChannelEnd, channel
-from lamella_worker.control import StageControl
 from lamella_worker.downloader import ShardDownloader
 from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.head import HeadLoop
-from lamella_worker.head_control import HeadControl, new_incarnation
-from lamella_worker.limits import SchedulerLimits
-from lamella_worker.orders import Loaded, Order, Report
-from lamella_worker.pulse import Pulse
-from lamella_worker.restarts import EXIT_PERMANENT
+from lamella_worker.membership.channel import ChannelEnd, channel
+from lamella_worker.membership.control import StageControl
+from lamella_worker.membership.head_control import HeadControl, new_incarnation
+from lamella_worker.membership.orders import Loaded, Order, Report
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.restarts import EXIT_PERMANENT
+from lamella_worker.process.server import StageServer
+from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.sampling import Sampler
-from lamella_worker.scheduler import Scheduler
-from lamella_worker.server import StageServer
-from lamella_worker.slots import SlotTable
+from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.scheduler import Scheduler
+from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.stage import OutLink, StageEngine, StageLoop, StepRunner
-from lamella_worker.telemetry import Telemetry
 from lamella_worker.transport import KeyPair, Network, PullLink
 
 log = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from lamella_contract.wire import (
     decode_control,
     encode_control,
 )
-from lamella_worker.channel import ChannelEnd
-from lamella_worker.control import BEAT_S
-from lamella_worker.gateway_port import GatewayPort
-from lamella_worker.orders import (
+from lamella_worker.membership.channel import ChannelEnd
+from lamella_worker.membership.control import BEAT_S
+from lamella_worker.membership.gateway_port import GatewayPort
+from lamella_worker.membership.orders import (
     Broken,
     Linked,
     Loaded,
@@ -42,9 +42,9 @@ from lamella_worker.orders import (
     Report,
     ToGateway,
 )
-from lamella_worker.pulse import Pulse
-from lamella_worker.ring import Action, Connect, Pause, Phase, Ring
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Ring
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network, receive_from, send_to
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ pay. Then prompt chunks fill it up, oldest first; a younger prompt gets tokens o
 ones have all of theirs. So any request with a prompt still to compute is younger than all that
 decode, and whoever must give way for blocks is never in the step already. A chunk may follow the
 one before it while that is still in flight: stages work in order. In the flow:
-`lamella_worker.scheduler` fills a `Draft` here for every step.
+`scheduler` fills a `Draft` here for every step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from itertools import islice
 from operator import attrgetter
 
 from lamella_contract.wire import Adopt, SegmentHeader
-from lamella_worker.cost import Cohorts, CostModel, Work
-from lamella_worker.requests import NO_SLOT, LiveRequest
-from lamella_worker.running import RunningSet
+from lamella_worker.scheduling.cost import Cohorts, CostModel, Work
+from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
+from lamella_worker.scheduling.running import RunningSet
 
 LEAST_CHUNK = 16
 """Tokens below which a step's first chunk is not cut: time limits yield to progress."""

@@ -21,9 +21,9 @@ from lamella_contract.errors import (
     WireError,
 )
 from lamella_contract.wire import RowResult, Sampling, StageTime, StepDone, Submit, TokenEvent
-from lamella_worker.limits import SchedulerLimits
-from lamella_worker.requests import OwnedEvent
-from lamella_worker.scheduler import ScheduledStep, Scheduler
+from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.requests import OwnedEvent
+from lamella_worker.scheduling.scheduler import ScheduledStep, Scheduler
 
 SMALL = SchedulerLimits(
     num_blocks=8,
@@ -553,6 +553,6 @@ def test_it_imports_no_torch_socket_or_server() -> None:
         "import sys\n"
         "for name in ('torch', 'zmq', 'transformers', 'prometheus_client'):\n"
         "    sys.modules[name] = None\n"
-        "import lamella_worker.scheduler, lamella_worker.slots\n"
+        "import lamella_worker.scheduling.scheduler, lamella_worker.scheduling.slots\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

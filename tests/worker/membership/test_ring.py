@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella_worker.ring import Action, Connect, Pause, Phase, Probe, Ring, Serve
+from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Probe, Ring, Serve
 
 STAGES = 3
 
@@ -61,9 +61,7 @@ def test_a_stage_that_is_loading_keeps_the_ring_forming_and_the_reason_names_it(
     assert ring.reason == "stage 1 is loading"
 
 
-def test_silence_pauses_and_the_same_process_coming_back_raises_the_epoch() -> (
-    None
-):
+def test_silence_pauses_and_the_same_process_coming_back_raises_the_epoch() -> None:
     ring = serving()
     everyone_speaks(ring, 1.0, but=1)
     assert quiet(ring, 1.05) == [Pause("stage 1 has fallen silent")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lamella_contract.wire import Cancel, Replay, Submit, TokenEvent
-from lamella_worker.ring import Pause, Probe, Serve
+from lamella_worker.membership.ring import Pause, Probe, Serve
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 
 from lamella_contract.errors import WireError
 from lamella_contract.wire import Adopt, Free, Sampling, SegmentHeader, StepHeader
-from lamella_worker.slots import SlotTable
+from lamella_worker.scheduling.slots import SlotTable
 
 
 def table() -> SlotTable:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lamella_worker.restarts import EXIT_PERMANENT, LONGEST_DELAY_S, STABLE_AFTER_S, Restarts
+from lamella_worker.process.restarts import (
+    EXIT_PERMANENT,
+    LONGEST_DELAY_S,
+    STABLE_AFTER_S,
+    Restarts,
+)
 
 
 def test_the_first_crash_costs_nothing_and_later_ones_back_off() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lamella_worker.cost import (
+from lamella_worker.scheduling.cost import (
     PROBE_PERIOD,
     PROBE_STEPS,
     Cohorts,

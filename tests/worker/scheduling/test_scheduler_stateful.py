@@ -31,10 +31,10 @@ from lamella_contract.wire import (
     StepHeader,
     Submit,
 )
-from lamella_worker.limits import SchedulerLimits
-from lamella_worker.requests import OwnedEvent
-from lamella_worker.scheduler import ScheduledStep, Scheduler
-from lamella_worker.slots import SlotSegment, SlotTable
+from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.requests import OwnedEvent
+from lamella_worker.scheduling.scheduler import ScheduledStep, Scheduler
+from lamella_worker.scheduling.slots import SlotSegment, SlotTable
 
 VOCABULARY = 50
 EOS = 7

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.process.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 

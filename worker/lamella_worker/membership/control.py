@@ -29,10 +29,10 @@ from lamella_contract.wire import (
     decode_control,
     encode_control,
 )
-from lamella_worker.channel import ChannelEnd
-from lamella_worker.orders import Broken, Linked, Loaded, Order, Relink, Report
-from lamella_worker.pulse import Pulse
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.membership.channel import ChannelEnd
+from lamella_worker.membership.orders import Broken, Linked, Loaded, Order, Relink, Report
+from lamella_worker.process.pulse import Pulse
+from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network
 
 log = logging.getLogger(__name__)

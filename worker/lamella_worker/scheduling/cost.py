@@ -4,7 +4,7 @@ Knows no requests and no blocks: only tokens, attention pairs and seconds. Per s
 of step (decode only, or with prefill) the time is ``t = a + b * tokens + c * pairs``, where pairs
 counts (query, key) pairs of attention: a chunk of x tokens after a prefix of L has
 ``L * x + x * (x + 1) / 2``. The coefficients are kept non-negative and fitted by least squares
-that forgets. In the flow: `lamella_worker.scheduler` feeds it each StepDone's trace and asks how
+that forgets. In the flow: `scheduler` feeds it each StepDone's trace and asks how
 many cohorts pay, how long a chunk may be, and how long a step will take.
 """
 

@@ -6,9 +6,9 @@ In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the 
 `next_step`, runs it down the line, and gives each `StepDone` to `complete`, in order, which
 returns the events to send.
 
-What lies where: `lamella_worker.requests` the records, `lamella_worker.running` slots and blocks,
-`lamella_worker.compose` the choice of rows, `lamella_worker.cost` the learned times,
-`lamella_worker.flights` the steps under way.
+What lies where: `requests` the records, `running` slots and blocks,
+`compose` the choice of rows, `cost` the learned times,
+`flights` the steps under way.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ from lamella_contract.errors import (
     from_kind,
 )
 from lamella_contract.wire import StepDone, StepHeader, Submit
-from lamella_worker.compose import Composer, Draft
-from lamella_worker.cost import CostModel, DrainRate
-from lamella_worker.flights import Flight, Flights
-from lamella_worker.limits import SchedulerLimits, SchedulerStats
-from lamella_worker.requests import LiveRequest, OwnedEvent, RequestBook, check_submit, live_request
-from lamella_worker.running import RunningSet
+from lamella_worker.scheduling.compose import Composer, Draft
+from lamella_worker.scheduling.cost import CostModel, DrainRate
+from lamella_worker.scheduling.flights import Flight, Flights
+from lamella_worker.scheduling.limits import SchedulerLimits, SchedulerStats
+from lamella_worker.scheduling.requests import (
+    LiveRequest,
+    OwnedEvent,
+    RequestBook,
+    check_submit,
+    live_request,
+)
+from lamella_worker.scheduling.running import RunningSet
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ told apart. The running requests are always the oldest live ones: admission take
 waits, and when blocks run out the youngest gives way. So the oldest request always gets on, and
 nothing starves. Blocks may be given on at once although steps in flight still write them: stages
 work in order, and the new owner's first step comes later. In the flow: used by
-`lamella_worker.scheduler` only.
+`scheduler` only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from lamella_contract.wire import Adopt, Free
-from lamella_worker.blocks import BlockAllocator, Lease
-from lamella_worker.requests import NO_SLOT, LiveRequest
+from lamella_worker.scheduling.blocks import BlockAllocator, Lease
+from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
 
 
 class RunningSet:

@@ -4,7 +4,7 @@ Knows no tensor, no tokens and no requests: blocks are integers in ``[0, num_blo
 holds a `Lease`: the blocks that it uses, in order, and a reserve right behind the last one, which
 it grows into. So attention over most sequences reads one slice of the pool and gathers nothing.
 A reserve is a wish, not a promise: it counts as free, and a newcomer that finds no free run big
-enough takes the far half of the biggest reserve. In the flow: `lamella_worker.running` leases
+enough takes the far half of the biggest reserve. In the flow: `running` leases
 from here; the ids travel in step headers and are the same on every stage.
 """
 

@@ -24,8 +24,8 @@ from lamella_contract.wire import (
     decode_gateway,
     encode_gateway,
 )
-from lamella_worker.orders import DropOwner, FromGateway, ToGateway
-from lamella_worker.telemetry import Telemetry
+from lamella_worker.membership.orders import DropOwner, FromGateway, ToGateway
+from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network, receive_from, send_to
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from lamella_contract.config import PipelineConfig, StageConfig
 SCRIPT = """
 import os, signal, sys
 from lamella_contract.config import StageConfig
-from lamella_worker.nursery import Nursery
+from lamella_worker.process.nursery import Nursery
 from pathlib import Path
 
 configs = [StageConfig.from_json(Path(p).read_text()) for p in sys.argv[2:]]

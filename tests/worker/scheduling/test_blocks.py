@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from lamella_worker.blocks import BlockAllocator, Lease
+from lamella_worker.scheduling.blocks import BlockAllocator, Lease
 
 # (action, lease, argument) and what it gives: "open" wants, "extend" counts.
 TABLES = {

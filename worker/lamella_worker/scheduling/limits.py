@@ -1,7 +1,7 @@
 """What the scheduler must keep within, and what it counts.
 
 Knows nothing of how steps are chosen. In the flow: made from the pipeline's configuration on
-stage 0 and handed to `lamella_worker.scheduler`.
+stage 0 and handed to `scheduler`.
 """
 
 from __future__ import annotations

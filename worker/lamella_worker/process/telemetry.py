@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lamella_contract.wire import StageTime
-from lamella_worker.limits import SchedulerStats
+from lamella_worker.scheduling.limits import SchedulerStats
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from itertools import pairwise
 import pytest
 
 from lamella_contract.wire import RowResult, Sampling, StageTime, StepDone, StepHeader, Submit
-from lamella_worker.limits import SchedulerLimits
-from lamella_worker.scheduler import Scheduler
+from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.scheduler import Scheduler
 
 HOP_S = 0.0003
 
