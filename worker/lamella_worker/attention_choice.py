@@ -6,23 +6,23 @@ hardware is never used, whatever its speed.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from lamella_worker.attention import (
-    AttentionBackend,
-    AttentionSpec,
-    PortableAttention,
-    ViewAttention,
-)
+from lamella_worker.attention import AttentionBackend, AttentionSpec, PortableAttention
 from lamella_worker.attention_plan import AttentionPlan
+from lamella_worker.attention_views import ViewAttention
 from lamella_worker.batch import Segment, StepBatch
 from lamella_worker.cache import KVShape, PagedPool
 
 log = logging.getLogger(__name__)
+
+Case: TypeAlias = tuple[StepBatch, PagedPool]
 
 _BLOCK = 16
 _TIMED_CONTEXT = 256  # tokens; long enough that arithmetic outweighs the calls
@@ -41,9 +41,25 @@ def _choose(
 ) -> AttentionBackend:
     device = torch.device(device_name)
     spec = AttentionSpec(heads, kv_heads, k_dim, v_dim, k_dim**-0.5)
-    candidates = [ViewAttention(float_decode=False)]
-    if dtype != torch.float32 and device.type == "cpu":
-        candidates.append(ViewAttention(float_decode=True))
+    # Decode first, then chunks with the winner of decode: the two do not touch each other.
+    on_cpu = device.type == "cpu"
+    slow_types = on_cpu and dtype != torch.float32
+    decode = [False, True] if slow_types else [False]
+    views = [ViewAttention(float_decode=f) for f in decode]
+    best = _fastest(views, spec, dtype, device, _decode_case(spec, dtype, device))
+    if slow_types and isinstance(best, ViewAttention):
+        views = [best, best.with_chunk_products()]
+        best = _fastest(views, spec, dtype, device, _chunk_case(spec, dtype, device))
+    return best
+
+
+def _fastest(
+    candidates: Sequence[AttentionBackend],
+    spec: AttentionSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    case: Case,
+) -> AttentionBackend:
     best: AttentionBackend = PortableAttention()
     best_s = float("inf")
     timings: dict[str, float] = {}
@@ -51,11 +67,11 @@ def _choose(
         if not _agrees(candidate, spec, dtype, device):
             log.warning("attention backend refused", extra={"backend": candidate.name})
             continue
-        took_s = _time(candidate, spec, dtype, device)
+        took_s = _time(candidate, spec, case, device)
         timings[candidate.name] = took_s * 1e6
         if took_s < best_s:
             best, best_s = candidate, took_s
-    log.info("attention backend chosen", extra={"backend": best.name, "decode_us": timings})
+    log.info("attention backend chosen", extra={"backend": best.name, "took_us": timings})
     return best
 
 
@@ -107,20 +123,30 @@ def _draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 
-def _time(
-    candidate: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Best seconds of two decode rows at a middling context."""
+def _decode_case(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> Case:
+    """Two decode rows at a middling context."""
     blocks = _TIMED_CONTEXT // _BLOCK
-    pool = _filled(spec, 2 * blocks, dtype, device)
+    tables = [np.arange(s * blocks, (s + 1) * blocks, dtype=np.int32) for s in range(2)]
     segments = tuple(
-        Segment(
-            s, _TIMED_CONTEXT - 1, 1, np.arange(s * blocks, (s + 1) * blocks, dtype=np.int32), True
-        )
-        for s in range(2)
+        Segment(s, _TIMED_CONTEXT - 1, 1, table, True) for s, table in enumerate(tables)
     )
-    plan = AttentionPlan(StepBatch(segments, _BLOCK), device)
-    q = _draw((2, spec.heads, spec.k_dim), dtype, device)
+    return StepBatch(segments, _BLOCK), _filled(spec, 2 * blocks, dtype, device)
+
+
+def _chunk_case(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> Case:
+    """Half of a middling prompt, on the other half."""
+    blocks, half = _TIMED_CONTEXT // _BLOCK, _TIMED_CONTEXT // 2
+    segment = Segment(0, half, half, np.arange(blocks, dtype=np.int32), True)
+    return StepBatch((segment,), _BLOCK), _filled(spec, blocks, dtype, device)
+
+
+def _time(
+    candidate: AttentionBackend, spec: AttentionSpec, case: Case, device: torch.device
+) -> float:
+    """Best seconds of a case."""
+    batch, pool = case
+    plan = AttentionPlan(batch, device)
+    q = _draw((batch.tokens, spec.heads, spec.k_dim), pool.dtype, device)
     # CPU time where the CPU computes: a busy machine must not decide.
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = float("inf")

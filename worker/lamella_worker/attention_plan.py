@@ -42,6 +42,7 @@ class AttentionPlan:
         self._batch = batch
         self._device = device
         self._pieces: dict[tuple[int | None, bool], list[Piece]] = {}
+        self._triangles: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor | None] = {}
 
     def pieces(self, window: int | None, *, grouped: bool) -> list[Piece]:
@@ -82,6 +83,35 @@ class AttentionPlan:
             zero = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
             self._masks[key] = zero.masked_fill_(hidden, float("-inf"))
         return self._masks[key]
+
+    def visible(self, piece: Piece, window: int | None, first: int, last: int) -> tuple[int, int]:
+        """Keys of the piece, `[low, high)`, that its queries `[first, last)` can see."""
+        start = piece.segment.start - piece.first_key
+        low = 0 if window is None else max(0, start + first + 1 - window)
+        return low, start + last
+
+    def hide_(
+        self, scores: torch.Tensor, piece: Piece, window: int | None, first: int, low: int
+    ) -> None:
+        """Set -inf where queries from `first` on must not see keys from `low` on, in place.
+
+        scores [..., queries, keys], whose last key is the last query's own.
+        """
+        queries, keys = scores.shape[-2:]
+        if window is None or keys <= window:
+            # Only the square of the queries' own keys hides anything.
+            scores[..., keys - queries :].add_(self._triangle(queries, scores.dtype))
+            return
+        mask = self.mask(piece, window, scores.dtype)
+        if mask is not None:
+            scores.add_(mask[first : first + queries, low : low + keys])
+
+    def _triangle(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        key = (size, dtype)
+        if key not in self._triangles:
+            square = torch.full((size, size), float("-inf"), dtype=dtype, device=self._device)
+            self._triangles[key] = square.triu_(1)
+        return self._triangles[key]
 
     def _single(self, segment: Segment, row: int, window: int | None) -> Piece:
         size = self._batch.block_size
