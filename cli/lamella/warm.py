@@ -7,6 +7,7 @@ finds the file at once.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,9 @@ EARLY_MODULES = (
 def main(list_file: str) -> int:
     """The worker's exit code; 1 when the supervisor went away first."""
     parent = os.getppid()
+    # Nothing that importing makes is garbage: not looking for any saves a tenth of the time, and
+    # frozen it is not looked through again before the fork.
+    gc.disable()
     # The worker package is run, not used: nothing of it is named here but its entry.
     worker = importlib.import_module("lamella_worker.__main__")
     for module in worker.HEAVY_MODULES:
