@@ -5,7 +5,7 @@ BIN := .venv/bin
 PORT ?= 8000
 STAGES ?= 2
 
-.PHONY: help setup run check format lint types imports unit test families serve-test bench clean
+.PHONY: help setup run check format lint types imports unit test families serve-test bench map clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ serve-test: setup ## Real processes, real sockets, the real demo model
 
 bench: setup ## Measure the figures that docs/performance.md states
 	$(BIN)/python -m benchmarks
+
+map: ## Write README's file map anew
+	python3 scripts/file_map
 
 clean: ## Remove what setup and the tools made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
