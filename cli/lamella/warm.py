@@ -46,9 +46,10 @@ def main(list_file: str) -> int:
     document = json.loads(path.read_text(encoding="utf-8"))
     if early:
         import_quietly(modeling_module(document["family"]))
-    return int(
-        worker.main([word for config in document["configs"] for word in ("--config", config)])
-    )
+    gc.freeze()
+    gc.enable()
+    words = [word for config in document["configs"] for word in ("--config", config)]
+    return int(worker.main(words))
 
 
 def modeling_module(family: str) -> str:
