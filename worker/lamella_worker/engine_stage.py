@@ -45,6 +45,7 @@ class StageCalls(EngineBase):
             self.clear_model()
             doing = f"the weights of layers {layers.start}-{layers.stop - 1}"
             try:
+                reader.announce(pipeline.num_layers, layers)
                 loaded = open_slice(
                     ShardedGeneralModel,
                     reader,

@@ -182,6 +182,7 @@ def load_engine(config: StageConfig, telemetry: Telemetry) -> StageEngine:
     )
     engine = TorchDynamicShardInferenceEngine(downloader)
     engine.load_stage(config, on_progress)
+    telemetry.load.bytes_total = telemetry.load.bytes_done  # what was announced was a forecast
     telemetry.memory = engine.memory()
     log.info("slice loaded", extra={"seconds": round(time.monotonic() - began_s, 2)})
     return engine
