@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lamella_contract.errors import EngineError, ForbiddenCut, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Segment, StepBatch
+from lamella_worker.hf.packed import ATTENTION_NAME
 from lamella_worker.model import ShardedGeneralModel, build_runner, choose
-from lamella_worker.packed import ATTENTION_NAME
 from lamella_worker.readers import folder_reader
 
 pytestmark = [

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from lamella_checkpoint.cuts import text_config
 from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.bundles import Boundary, boundary_of
 from lamella_worker.engine_base import FIRST_CACHE_TOKENS, SESSION_SLOTS, EngineBase
 from lamella_worker.engine_errors import InputTooLong, InvalidInput, SessionLost
 from lamella_worker.engine_inputs import make_batch, make_bundle, take_output
 from lamella_worker.engine_sessions import Input, Session
+from lamella_worker.hf.bundles import Boundary, boundary_of
 from lamella_worker.model import ShardedGeneralModel
 from lamella_worker.oom import is_out_of_memory
 from lamella_worker.shard import Shard

@@ -13,9 +13,9 @@ import torch
 from lamella_checkpoint.cuts import forbidden_cuts, num_layers, text_config
 from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
-from lamella_worker.family_table import PACKED
+from lamella_worker.hf.family_table import PACKED
+from lamella_worker.hf.text_only import language_model
 from lamella_worker.readers import TensorReader, trim_heap
-from lamella_worker.text_only import language_model
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def choose(config: Any, wanted: str = "auto") -> RunnerKind:
     if wanted not in KINDS:
         raise InvalidConfig(f"runner={wanted!r}, wanted one of {', '.join(KINDS)}")
     if wanted in ("auto", "fast"):
-        from lamella_worker.fast import supports
+        from lamella_worker.fast.runner import supports
 
         if supports(config):
             return "fast"
@@ -108,19 +108,19 @@ def _build(
 ) -> SliceRunner:
     # The library's modelling code is imported only when it is needed: it takes seconds.
     if kind == "fast":
-        from lamella_worker.fast import FastRunner
+        from lamella_worker.fast.runner import FastRunner
 
         return FastRunner.build(config, first, last, reader, dtype, device)
-    from lamella_worker.hf_slice import build_slice
+    from lamella_worker.hf.slice import build_slice
 
     if kind == "packed":
-        from lamella_worker.packed import ATTENTION_NAME, PackedRunner
+        from lamella_worker.hf.packed import ATTENTION_NAME, PackedRunner
 
         piece = build_slice(
             config, first, last, reader, dtype=dtype, device=device, attention=ATTENTION_NAME
         )
         return PackedRunner(piece)
-    from lamella_worker.sequential import SequentialRunner
+    from lamella_worker.hf.sequential import SequentialRunner
 
     return SequentialRunner(build_slice(config, first, last, reader, dtype=dtype, device=device))
 

@@ -17,8 +17,8 @@ from transformers import AutoConfig, DynamicCache
 
 from lamella_checkpoint.cuts import allowed_cuts, cut_reason, num_layers, text_config
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.family_table import PACKED
-from lamella_worker.fast import supports
+from lamella_worker.fast.runner import supports
+from lamella_worker.hf.family_table import PACKED
 from lamella_worker.model import build_runner
 from lamella_worker.readers import folder_reader
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from lamella_checkpoint.cuts import num_layers
 from lamella_contract.errors import CorruptModel, MissingTensor, UnsupportedFamily
-from lamella_worker.hf_slice import build_slice, model_class
+from lamella_worker.hf.slice import build_slice, model_class
 from lamella_worker.model import build_runner
 from lamella_worker.readers import folder_reader, trim_heap
 

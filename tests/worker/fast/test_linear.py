@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lamella_worker.linear import (
+from lamella_worker.fast.linear import (
     ACTIVATIONS,
     PackedLinear,
     PlainLinear,

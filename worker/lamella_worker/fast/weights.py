@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 
 from lamella_contract.errors import CorruptModel, MissingTensor
-from lamella_worker.fast_spec import DecoderSpec, NormSpec
-from lamella_worker.linear import Linear, make_linear
-from lamella_worker.rope import half_split_order
+from lamella_worker.fast.linear import Linear, make_linear
+from lamella_worker.fast.rope import half_split_order
+from lamella_worker.fast.spec import DecoderSpec, NormSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

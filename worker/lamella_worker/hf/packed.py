@@ -17,14 +17,14 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.attention import AttentionSpec
-from lamella_worker.attention_choice import choose_attention
-from lamella_worker.attention_plan import AttentionPlan
 from lamella_worker.batch import Bundle, StepBatch
-from lamella_worker.cache import KVShape, PagedPool, rows_tensor
-from lamella_worker.hf_slice import HfSlice
-from lamella_worker.latent import LatentCache, attend_whole
-from lamella_worker.rope_freeze import freeze_rope
+from lamella_worker.hf.latent import LatentCache, attend_whole
+from lamella_worker.hf.rope_freeze import freeze_rope
+from lamella_worker.hf.slice import HfSlice
+from lamella_worker.paging.attention import AttentionSpec
+from lamella_worker.paging.attention_choice import choose_attention
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.cache import KVShape, PagedPool, rows_tensor
 
 ATTENTION_NAME = "lamella_paged"
 

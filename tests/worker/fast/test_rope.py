@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.rope import half_split_order, make_rope, rotate_
+from lamella_worker.fast.rope import half_split_order, make_rope, rotate_
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]}
 KINDS: dict[str, dict[str, Any]] = {

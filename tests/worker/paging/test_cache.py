@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lamella_contract.errors import InvalidConfig, RequestError
-from lamella_worker.cache import KVShape, PagedPool
+from lamella_worker.paging.cache import KVShape, PagedPool
 
 
 def pool(**shapes: KVShape) -> PagedPool:

@@ -1,6 +1,6 @@
 """Where a Hugging Face model keeps its decoder layers, and how a stage's slice is cut out of it.
 
-Knows no weight, no cache and no step: it works on a model that lies on the meta device. hf_slice.py
+Knows no weight, no cache and no step: it works on a model that lies on the meta device. slice.py
 builds that model, calls `find_layout` and `cut`, and loads what is left.
 
 The list of layers keeps its full length, so that `layer_idx` and the names of weights stay global;

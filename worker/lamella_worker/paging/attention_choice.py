@@ -14,11 +14,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from lamella_worker.attention import AttentionBackend, AttentionSpec, PortableAttention
-from lamella_worker.attention_plan import AttentionPlan
-from lamella_worker.attention_views import ViewAttention
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.cache import KVShape, PagedPool
+from lamella_worker.paging.attention import AttentionBackend, AttentionSpec, PortableAttention
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.attention_views import ViewAttention
+from lamella_worker.paging.cache import KVShape, PagedPool
 
 log = logging.getLogger(__name__)
 

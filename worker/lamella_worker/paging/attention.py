@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from lamella_worker.attention_plan import AttentionPlan, Piece
-from lamella_worker.cache import PagedPool
+from lamella_worker.paging.attention_plan import AttentionPlan, Piece
+from lamella_worker.paging.cache import PagedPool
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ measures.
 import torch
 import torch.nn.functional as F
 
-from lamella_worker.attention import AttentionSpec, PortableAttention, softmax_values
-from lamella_worker.attention_plan import AttentionPlan, Piece
-from lamella_worker.cache import PagedPool
+from lamella_worker.paging.attention import AttentionSpec, PortableAttention, softmax_values
+from lamella_worker.paging.attention_plan import AttentionPlan, Piece
+from lamella_worker.paging.cache import PagedPool
 
 SCRATCH_ELEMENTS = 1 << 20
 """Keys, values and scores are made in pieces of about this size (4 MB), to stay in cache."""

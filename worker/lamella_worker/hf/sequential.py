@@ -1,7 +1,7 @@
 """Runs a slice one sequence at a time: right for every family, fast for none.
 
-Knows transformers' cache protocol and the stage's pages (slot_cache.py). packed.py and fast.py run
-the same steps faster for the families that allow it; model.py chooses.
+Knows transformers' cache protocol and the stage's pages (slot_cache.py). packed.py and the fast
+runner run the same steps faster for the families that allow it; model.py chooses.
 """
 
 from typing import Any
@@ -10,10 +10,9 @@ import torch
 
 from lamella_contract.errors import EngineError
 from lamella_worker.batch import Bundle, Segment, StepBatch
-from lamella_worker.cache import KVShape, PagedPool
-from lamella_worker.hf_slice import HfSlice
-from lamella_worker.rope_freeze import freeze_rope
-from lamella_worker.slot_cache import (
+from lamella_worker.hf.rope_freeze import freeze_rope
+from lamella_worker.hf.slice import HfSlice
+from lamella_worker.hf.slot_cache import (
     Cursor,
     PagedLayer,
     RecordingLayer,
@@ -23,6 +22,7 @@ from lamella_worker.slot_cache import (
     slot_cache,
     was_used,
 )
+from lamella_worker.paging.cache import KVShape, PagedPool
 
 
 class SequentialRunner:

@@ -22,7 +22,7 @@ from transformers.cache_utils import (
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from lamella_worker.batch import Segment, contiguous_start, table_rows
-from lamella_worker.cache import KVShape, PagedPool, rows_tensor
+from lamella_worker.paging.cache import KVShape, PagedPool, rows_tensor
 
 
 @dataclass

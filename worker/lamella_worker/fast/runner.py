@@ -2,7 +2,7 @@
 
 Knows no socket, no scheduler and no modelling code of transformers (only a config object). It is
 one of the runners that a stage can have (see model.py): `supports` says whether the family is in
-the table (fast_table.py), `FastRunner.build` reads a slice, `step` computes a batch on it.
+the table (table.py), `FastRunner.build` reads a slice, `step` computes a batch on it.
 
 A stage with layer 0 embeds token ids; the stage with the last layer gives logits for the rows that
 ask for them; between stages goes the residual stream `hidden` [tokens, hidden size].
@@ -14,16 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
-from lamella_worker.attention import AttentionBackend, AttentionSpec
-from lamella_worker.attention_choice import choose_attention
-from lamella_worker.attention_plan import AttentionPlan
 from lamella_worker.batch import Bundle, StepBatch
-from lamella_worker.cache import KVShape, PagedPool, rows_tensor
-from lamella_worker.fast_families import Config
-from lamella_worker.fast_layers import DecoderLayer, Norm, StepContext, make_norm
-from lamella_worker.fast_spec import DecoderSpec
-from lamella_worker.fast_table import spec_of
-from lamella_worker.fast_weights import (
+from lamella_worker.fast.config import Config
+from lamella_worker.fast.layers import DecoderLayer, Norm, StepContext, make_norm
+from lamella_worker.fast.linear import Linear, PlainLinear, fewest_rows, make_linear
+from lamella_worker.fast.rope import Rope, make_rope
+from lamella_worker.fast.spec import DecoderSpec
+from lamella_worker.fast.table import spec_of
+from lamella_worker.fast.weights import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -33,8 +31,10 @@ from lamella_worker.fast_weights import (
     read_matrix,
     read_norm,
 )
-from lamella_worker.linear import Linear, PlainLinear, fewest_rows, make_linear
-from lamella_worker.rope import Rope, make_rope
+from lamella_worker.paging.attention import AttentionBackend, AttentionSpec
+from lamella_worker.paging.attention_choice import choose_attention
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.cache import KVShape, PagedPool, rows_tensor
 
 
 def supports(config: Config) -> bool:

@@ -1,7 +1,7 @@
 """The arithmetic of one decoder as a value: `DecoderSpec`.
 
-Knows no family, no checkpoint and no tensor. fast_table.py makes one from a transformers config;
-fast_weights.py and fast_layers.py read it.
+Knows no family, no checkpoint and no tensor. table.py makes one from a transformers config;
+weights.py and layers.py read it.
 """
 
 from dataclasses import dataclass

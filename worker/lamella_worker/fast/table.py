@@ -1,14 +1,15 @@
 """Whether the fast runner can compute a configuration, and what it is.
 
 Knows no tensor and no modelling code: only a transformers config object. Anything that the table
-of families (fast_families.py) does not know is refused here (`UnsupportedFamily`), and a general
+of families (families.py) does not know is refused here (`UnsupportedFamily`), and a general
 runner serves it instead. Conservative on purpose: a feature that is not known is never ignored.
 """
 
 from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.fast_families import FAMILIES, PARTIAL_ROTATION, Config, refuse_if
-from lamella_worker.fast_spec import DecoderSpec
-from lamella_worker.rope import KNOWN_ROPE_TYPES, rope_parameters
+from lamella_worker.fast.config import PARTIAL_ROTATION, Config, refuse_if
+from lamella_worker.fast.families import FAMILIES
+from lamella_worker.fast.rope import KNOWN_ROPE_TYPES, rope_parameters
+from lamella_worker.fast.spec import DecoderSpec
 
 
 def spec_of(config: Config) -> DecoderSpec:

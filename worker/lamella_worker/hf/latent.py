@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.attention import AttentionSpec
 from lamella_worker.batch import Segment, StepBatch, table_rows
-from lamella_worker.cache import KVShape, PagedPool, rows_tensor
+from lamella_worker.paging.attention import AttentionSpec
+from lamella_worker.paging.cache import KVShape, PagedPool, rows_tensor
 
 
 class LatentCache(Cache):

@@ -12,13 +12,13 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from lamella_worker.attention import AttentionBackend, AttentionSpec
-from lamella_worker.attention_plan import AttentionPlan
-from lamella_worker.cache import PagedPool
-from lamella_worker.fast_spec import DecoderSpec, NormSpec
-from lamella_worker.fast_weights import LayerWeights, NormWeights
-from lamella_worker.linear import Linear
-from lamella_worker.rope import Angles, rotate_
+from lamella_worker.fast.linear import Linear
+from lamella_worker.fast.rope import Angles, rotate_
+from lamella_worker.fast.spec import DecoderSpec, NormSpec
+from lamella_worker.fast.weights import LayerWeights, NormWeights
+from lamella_worker.paging.attention import AttentionBackend, AttentionSpec
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.cache import PagedPool
 
 Norm: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 

@@ -1,6 +1,6 @@
 """The families that the fast runner computes: what each makes of its configuration.
 
-Knows only attributes of a transformers config object. fast_table.py checks a config and then
+Knows only attributes of a transformers config object. table.py checks a config and then
 calls the entry of `FAMILIES` for it; what is not computed here is refused with `UnsupportedFamily`.
 
 Every family is Llama with differences, so each function says only what differs.
@@ -8,28 +8,18 @@ Every family is Llama with differences, so each function says only what differs.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
 
-from lamella_contract.errors import UnsupportedFamily
-from lamella_worker.fast_spec import DecoderSpec, NormNames, NormSpec, QKNorm
-from lamella_worker.rope import is_nested, rope_parameters
-
-Config: TypeAlias = Any
-"""A transformers PreTrainedConfig; its attributes differ by family."""
-
-
-_ACTIVATION_NAMES = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-}
-
-_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+from lamella_worker.fast.config import (
+    Config,
+    activation_of,
+    either,
+    layer_types_of,
+    refuse_if,
+    rotary_dim_of,
+    window_of,
+)
+from lamella_worker.fast.rope import is_nested
+from lamella_worker.fast.spec import DecoderSpec, NormNames, NormSpec, QKNorm
 
 
 def _llama(c: Config) -> DecoderSpec:
@@ -37,7 +27,7 @@ def _llama(c: Config) -> DecoderSpec:
     heads = int(c.num_attention_heads)
     head_dim = int(getattr(c, "head_dim", None) or c.hidden_size // heads)
     layers = int(c.num_hidden_layers)
-    kinds = _layer_types(c)
+    kinds = layer_types_of(c)
     eps = getattr(c, "rms_norm_eps", None)
     return DecoderSpec(
         layers=layers,
@@ -48,12 +38,12 @@ def _llama(c: Config) -> DecoderSpec:
         intermediate=int(c.intermediate_size),
         vocab=int(c.vocab_size),
         norm=NormSpec(eps=1e-6 if eps is None else float(eps)),
-        activation=_activation(_either(c, "hidden_act", "hidden_activation")),
+        activation=activation_of(either(c, "hidden_act", "hidden_activation")),
         scale=head_dim**-0.5,
         windows=(None,) * layers,
         ropes=kinds if is_nested(c) else ("",) * layers,
         tied=bool(c.tie_word_embeddings),
-        rotary_dim=_rotary_dim(c, head_dim),
+        rotary_dim=rotary_dim_of(c, head_dim),
         qkv_bias=bool(getattr(c, "attention_bias", False)),
         out_bias=bool(getattr(c, "attention_bias", False)),
         mlp_bias=bool(getattr(c, "mlp_bias", False)),
@@ -63,13 +53,13 @@ def _llama(c: Config) -> DecoderSpec:
 def _windowed(c: Config) -> DecoderSpec:
     """One window for every layer (Mistral)."""
     spec = _llama(c)
-    return replace(spec, windows=(_window(c),) * spec.layers, qkv_bias=False, out_bias=False)
+    return replace(spec, windows=(window_of(c),) * spec.layers, qkv_bias=False, out_bias=False)
 
 
 def _typed(c: Config) -> DecoderSpec:
     """A window on the layers whose type says so."""
-    window = _window(c)
-    kinds = _layer_types(c)
+    window = window_of(c)
+    kinds = layer_types_of(c)
     return replace(
         _llama(c), windows=tuple(window if k == "sliding_attention" else None for k in kinds)
     )
@@ -156,10 +146,10 @@ def _olmo3(c: Config) -> DecoderSpec:
 
 def _exaone4(c: Config) -> DecoderSpec:
     spec = _typed(c)
-    kinds = _layer_types(c)
+    kinds = layer_types_of(c)
     # Full layers of a hybrid model are not rotated.
     rotated = tuple(
-        "" if _window(c) is None or kind == "sliding_attention" else None for kind in kinds
+        "" if window_of(c) is None or kind == "sliding_attention" else None for kind in kinds
     )
     return replace(
         spec,
@@ -283,46 +273,6 @@ def _nemotron(c: Config) -> DecoderSpec:
     )
 
 
-def _layer_types(config: Config) -> tuple[str, ...]:
-    layers = int(config.num_hidden_layers)
-    kinds = tuple(getattr(config, "layer_types", None) or ("full_attention",) * layers)[:layers]
-    unknown = sorted(set(kinds) - _LAYER_TYPES)
-    refuse_if(bool(unknown), config, f"layer_types {unknown}")
-    return kinds
-
-
-def _window(config: Config) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    return None if window is None else int(window)
-
-
-def _rotary_dim(config: Config, head_dim: int) -> int:
-    partial = 1.0
-    if config.model_type in PARTIAL_ROTATION:
-        partial = rope_parameters(config, None).get("partial_rotary_factor") or 1.0
-    return int(head_dim * partial)
-
-
-def _either(config: Config, name: str, other: str) -> Any:
-    """The first field, or the second in families that lack the first."""
-    return getattr(config, name) if hasattr(config, name) else getattr(config, other, None)
-
-
-def _activation(name: object) -> str:
-    known = _ACTIVATION_NAMES.get(str(name))
-    if known is None:
-        raise UnsupportedFamily(
-            f"activation {name!r}; the fast runner has {sorted(_ACTIVATION_NAMES)}"
-        )
-    return known
-
-
-def refuse_if(condition: bool, config: Config, what: str) -> None:
-    """Raise UnsupportedFamily, naming the setting, when the condition holds."""
-    if condition:
-        raise UnsupportedFamily(f"{config.model_type}: {what} is not known to the fast runner")
-
-
 FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "llama": _llama,
     "mistral": _windowed,
@@ -352,6 +302,3 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "nemotron": _nemotron,
 }
 """By the config's `model_type`."""
-
-PARTIAL_ROTATION = frozenset({"phi3", "stablelm", "glm", "glm4", "nemotron"})
-"""Families whose default rotation reads partial_rotary_factor; others ignore it there."""

@@ -22,8 +22,8 @@ from lamella_contract.errors import (
     UnsupportedFamily,
 )
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.fast import FastRunner, supports, tensor_names
-from lamella_worker.fast_families import FAMILIES
+from lamella_worker.fast.families import FAMILIES
+from lamella_worker.fast.runner import FastRunner, supports, tensor_names
 
 BLOCK = 4
 LENGTHS = (41, 9)  # tokens of the two sequences before decode

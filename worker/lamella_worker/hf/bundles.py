@@ -1,6 +1,6 @@
 """What crosses a cut, per family: most send the hidden states alone.
 
-Knows names of layer arguments, no tensor. hf_slice.py reads it to fill and to apply the bundle
+Knows names of layer arguments, no tensor. slice.py reads it to fill and to apply the bundle
 between two stages.
 """
 

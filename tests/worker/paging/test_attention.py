@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella_worker.attention import AttentionSpec, PortableAttention
-from lamella_worker.attention_choice import choose_attention
-from lamella_worker.attention_plan import AttentionPlan
-from lamella_worker.attention_views import ViewAttention
 from lamella_worker.batch import Segment, StepBatch
-from lamella_worker.cache import KVShape, PagedPool
+from lamella_worker.paging.attention import AttentionSpec, PortableAttention
+from lamella_worker.paging.attention_choice import choose_attention
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.attention_views import ViewAttention
+from lamella_worker.paging.cache import KVShape, PagedPool
 
 CPU = torch.device("cpu")
 BACKENDS = [

@@ -21,10 +21,10 @@ from transformers.utils.generic import ContextManagers
 
 from lamella_contract.errors import InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle
-from lamella_worker.bundles import Boundary, boundary_of
-from lamella_worker.layout import Layout, cut, find_layout
+from lamella_worker.hf.bundles import Boundary, boundary_of
+from lamella_worker.hf.layout import Layout, cut, find_layout
+from lamella_worker.hf.weights import Renamings, load_weights
 from lamella_worker.readers import TensorReader
-from lamella_worker.weights import Renamings, load_weights
 
 log = logging.getLogger(__name__)
 
