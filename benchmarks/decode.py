@@ -74,7 +74,7 @@ class Fast:
     def __init__(self, folder: Path, config: Any) -> None:
         import torch
 
-        from lamella_worker.fast import FastRunner
+        from lamella_worker.fast.runner import FastRunner
 
         reader = FileReader(folder / "model.safetensors")
         layers = config.num_hidden_layers
