@@ -6,6 +6,7 @@ model.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -60,8 +61,16 @@ def run(path: Path, folder: Path, console: Console, *, dtype: str) -> None:
                     console.print(line.strip(), highlight=False, markup=False)
                 status.update(f"converting {path.name} to {dtype}, once: {line.strip()}")
         except BaseException:
-            process.kill()
+            _abandon(process, folder)
             raise
     if process.returncode != 0:
         said = last[0] if last else f"exit code {process.returncode}"
         raise UsageError(f"{path}: cannot be converted: {said}")
+
+
+def _abandon(process: subprocess.Popen[str], folder: Path) -> None:
+    """Ends a conversion that nobody wants any more, and what it has half written."""
+    process.kill()
+    process.wait()
+    for half_made in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(half_made, ignore_errors=True)

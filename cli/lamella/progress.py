@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from lamella import show
 from lamella.watch import Snapshot, StageStatus
@@ -59,7 +59,6 @@ class Bars:
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(),
             console=console,
             transient=True,
         )

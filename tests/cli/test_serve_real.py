@@ -3,6 +3,8 @@
 pytest -m serve tests/cli/test_serve_real.py      (minutes; the demo model is made on the first run)
 """
 
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ import pytest
 
 pytestmark = pytest.mark.serve
 
+ROOT = Path(__file__).parents[2]
 LAMELLA = (sys.executable, "-m", "lamella")
 QUESTION = "Q: What is the capital of France?\nA:"
 START_S = 300.0
@@ -72,6 +75,19 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def hub_class() -> Any:
+    """The small hub of the checkpoint's tests."""
+    path = ROOT / "tests" / "checkpoint" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("small_hub", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small_hub"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module.Hub
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +169,33 @@ def test_a_truncated_file_ends_the_start_with_its_reason(demo: Path, tmp_path: P
     assert done.returncode == 2
     assert "model.safetensors" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_on_a_hub_is_served_at_the_commit_it_had(
+    start: Callable[..., Any], hub_class: Any, tmp_path: Path
+) -> None:
+    folder, run_base, port = tmp_path / "tiny", tmp_path / "run", free_port()
+    make = [sys.executable, str(ROOT / "benchmarks" / "models.py"), "tiny", str(folder)]
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    run_base.mkdir()
+    with contextlib.closing(hub_class()) as hub:
+        commit = hub.push("org/tiny", {path.name: path.read_bytes() for path in folder.iterdir()})
+        run = start(
+            *(*LAMELLA, "serve", "hf://org/tiny", "--split", "1,3", "--port", str(port)),
+            env={
+                "HF_ENDPOINT": hub.url,
+                "LAMELLA_HOME": str(tmp_path / "home"),
+                "XDG_RUNTIME_DIR": str(run_base),
+            },
+        )
+        run.wait_for("tiny is ready at", START_S)
+        server = Server(run, port, run_base)
+        answer = server.client().completions.create(model="tiny", prompt="w1 w2", max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4
+        config = json.loads(next(run_base.glob("lamella-*/stage-1.json")).read_text())
+        assert config["pipeline"]["model_uri"] == f"hf://org/tiny@{commit}"
+        assert server.run.end(signal.SIGTERM) < 2.0
 
 
 def test_sigterm_leaves_nothing(server: Server) -> None:
