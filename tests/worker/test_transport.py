@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,12 +91,11 @@ def test_a_peer_that_speaks_no_curve_gets_nowhere(networks: dict[str, Network]) 
 
 
 def test_a_frame_to_nobody_is_reported_lost_at_once(networks: dict[str, Network]) -> None:
-    pull = listening(networks["stage-1"], "stage-0")
-    address = pull.address
-    networks["stage-1"].forget(pull.socket)
-    push = dialled(networks["stage-0"], address, "stage-1")
-    assert not push.wait_connected(0.05)
-    assert not push.send(b"header")
+    with socket.socket() as taken:  # bound, so nobody else listens here, and not listening
+        taken.bind(("127.0.0.1", 0))
+        push = dialled(networks["stage-0"], f"tcp://127.0.0.1:{taken.getsockname()[1]}", "stage-1")
+        assert not push.wait_connected(0.05)
+        assert not push.send(b"header", [memoryview(b"tensor")])
 
 
 def test_the_handshake_proves_the_role_not_the_claimed_identity(

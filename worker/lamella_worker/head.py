@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import zmq
 from numpy.typing import NDArray
 
 from lamella_contract.errors import Overloaded, RequestError, WireError
@@ -54,11 +53,13 @@ from lamella_worker.membership.orders import (
 )
 from lamella_worker.membership.ring import Pause, Probe, Serve
 from lamella_worker.process.telemetry import Telemetry
+from lamella_worker.rehearsal import FrameRehearsal, SchedulerRehearsal
 from lamella_worker.scheduling.requests import OwnedEvent
 from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.stage import POLL_S, OutLink, StepRunner
 from lamella_worker.tensors import pack_bundle
 from lamella_worker.transport import PullLink
+from lamella_worker.waiting import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,13 @@ class HeadLoop:
         config_hash: bytes,
         *,
         probe_slot: int,
+        awake: bool,
     ) -> None:
         self._runner = runner
+        sockets = [channel.socket] if done is None else [done.socket, channel.socket]
+        self._frames = FrameRehearsal()
+        self._understudy = SchedulerRehearsal(scheduler.limits.stages)
+        self._waiter = Waiter(sockets, awake=awake, rehearse=self._rehearse)
         self._probe_slot = probe_slot
         self._scheduler = scheduler
         self._out = out
@@ -109,22 +115,23 @@ class HeadLoop:
         self._broken = True
         self._in_flight: deque[InFlight] = deque()
         self._published_s = 0.0
+        self._held: list[OwnedEvent] = []
         self.stopping = False
 
     def run(self) -> None:
         """Serve; every wait is bounded, so `stopping` is seen within POLL_S."""
-        poller = zmq.Poller()
-        poller.register(self._channel.socket, zmq.POLLIN)
-        if self._done is not None:
-            poller.register(self._done.socket, zmq.POLLIN)
         worked = False
         while not self.stopping:
-            poller.poll(0 if worked else int(POLL_S * 1000))
-            for order in self._channel.drain():
-                self._obey(order)
-            while self._done is not None and (parts := self._done.receive()) is not None:
-                self._take(parts)
+            ready = self._waiter.wait(0.0 if worked else POLL_S)
+            if self._channel.socket in ready:
+                for order in self._channel.drain():
+                    self._obey(order)
+            if self._done is not None and self._done.socket in ready:
+                while (parts := self._done.receive()) is not None:
+                    self._take(parts)
+                self._hurry()
             worked = self._serving and self._schedule()
+            self._flush()
             self._publish(worked)
 
     def _obey(self, order: Order) -> None:
@@ -194,6 +201,7 @@ class HeadLoop:
             return False
         predicted_s = scheduled.predicted_s or UNKNOWN_STEP_S
         self._run(scheduled.header, scheduled.token_ids, predicted_s)
+        self._waiter.worked()
         return True
 
     def _run(self, header: StepHeader, token_ids: NDArray[np.int32], predicted_s: float) -> None:
@@ -211,6 +219,11 @@ class HeadLoop:
         onward = dataclasses.replace(header, tensors=tensors, trace=(spent,), failed=failed)
         if not self._out.send_step(onward, views):
             self._break("stage 1 takes no frame")
+        self._frames.went(onward, bundle)
+
+    def _rehearse(self) -> None:
+        self._frames.once()
+        self._understudy.once()
 
     def _take(self, parts: Sequence[memoryview]) -> None:
         counters = self._telemetry.counters
@@ -224,6 +237,7 @@ class HeadLoop:
         if verdict is Verdict.ACCEPT and not self._broken:
             self._expected = self._expected.after(envelope)
             self._finish(done)
+            self._frames.came(done=parts)
             return
         counters.frames_refused += verdict is Verdict.FOREIGN
         counters.frames_stale += verdict is not Verdict.FOREIGN
@@ -240,7 +254,7 @@ class HeadLoop:
             return
         self._telemetry.add_trace(done.trace)
         try:
-            self._emit(self._scheduler.complete(done, time.monotonic()))
+            self._held += self._scheduler.complete(done, time.monotonic())
         except WireError as error:
             self._break(str(error))
 
@@ -259,6 +273,19 @@ class HeadLoop:
             self._broken = True
             log.warning("the ring is broken", extra={"reason": reason})
             self._channel.put(Broken(self._expected.epoch, reason))
+
+    def _hurry(self) -> None:
+        """Tell first and last tokens before the next step is computed.
+
+        All others are told while the next stage computes, when this one has nothing to do: a token
+        comes as often, and the step that follows it begins earlier.
+        """
+        if any(event.position == 0 or event.finish for _, event in self._held):
+            self._flush()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        self._emit(held)
 
     def _emit(self, owned: Iterable[OwnedEvent]) -> None:
         """One message per gateway and step."""

@@ -37,10 +37,12 @@ from lamella_worker.membership.channel import ChannelEnd
 from lamella_worker.membership.orders import Broken, Linked, Order, Relink, Report
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
+from lamella_worker.rehearsal import FrameRehearsal
 from lamella_worker.sampling import FAILED_ROW, Sampler
 from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.tensors import pack_bundle, unpack_bundle
 from lamella_worker.transport import Network, PullLink, PushLink
+from lamella_worker.waiting import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -214,8 +216,15 @@ class StageLoop:
         config_hash: bytes,
         *,
         is_last: bool,
+        awake: bool,
     ) -> None:
         self._runner = runner
+        self._rehearsal = FrameRehearsal()
+        self._waiter = Waiter(
+            (data.socket, channel.socket),
+            awake=awake,
+            rehearse=self._rehearsal.once,
+        )
         self._out = out
         self._data = data
         self._channel = channel
@@ -227,16 +236,15 @@ class StageLoop:
 
     def run(self) -> None:
         """Serve steps; every wait is bounded, so `stopping` is seen within POLL_S."""
-        poller = zmq.Poller()
-        poller.register(self._data.socket, zmq.POLLIN)
-        poller.register(self._channel.socket, zmq.POLLIN)
         while not self.stopping:
-            poller.poll(int(POLL_S * 1000))
-            for order in self._channel.drain():
-                if isinstance(order, Relink):
-                    self._relink(order)
-            while not self.stopping and (parts := self._data.receive()) is not None:
+            ready = self._waiter.wait(POLL_S)
+            if self._channel.socket in ready:
+                for order in self._channel.drain():
+                    if isinstance(order, Relink):
+                        self._relink(order)
+            if self._data.socket in ready and (parts := self._data.receive()) is not None:
                 self._take(parts)
+                self._waiter.worked()
 
     def _relink(self, order: Relink) -> None:
         self._runner.reset()
@@ -257,6 +265,7 @@ class StageLoop:
                 return
             self._expected = self._expected.after(envelope)
             self._step(header, parts[1:])
+            self._rehearsal.came(step=parts)
         except WireError as error:
             self._telemetry.counters.frames_refused += 1
             self._break(str(error))
@@ -281,10 +290,13 @@ class StageLoop:
         bundle, rows, spent, failed = self._runner.run(header, inputs)
         trace = (*header.trace, spent)
         if self._is_last:
-            sent = self._out.send_done(StepDone(header.step, rows, trace, failed))
+            done = StepDone(header.step, rows, trace, failed)
+            sent = self._out.send_done(done)
+            self._rehearsal.told(done)
         else:
             tensors, views = pack_bundle(bundle)
             onward = dataclasses.replace(header, tensors=tensors, trace=trace, failed=failed)
             sent = self._out.send_step(onward, views)
+            self._rehearsal.went(onward, bundle)
         if not sent:
             self._break("the next stage takes no frame")

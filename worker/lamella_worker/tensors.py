@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from lamella_contract.errors import WireError
@@ -76,9 +75,8 @@ def _tensor_of(header: TensorHeader, parts: Sequence[memoryview]) -> torch.Tenso
     if sum(part.nbytes for part in parts) != size:
         got = sum(part.nbytes for part in parts)
         raise WireError(f"tensor {header.name}: got {got} bytes, want {size}")
-    raw = np.empty(size, np.uint8)
-    at = 0
-    for part in parts:
-        raw[at : at + part.nbytes] = np.frombuffer(part, np.uint8)
-        at += part.nbytes
-    return torch.from_numpy(raw).view(dtype).reshape(header.shape)
+    if not size:
+        return torch.empty(header.shape, dtype=dtype)
+    # One copy out of libzmq's memory, which is freed with its frame.
+    raw = bytearray(parts[0]) if len(parts) == 1 else bytearray(b"".join(parts))
+    return torch.frombuffer(raw, dtype=dtype).view(header.shape)

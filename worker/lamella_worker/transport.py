@@ -200,9 +200,13 @@ class PushLink:
         parts: list[Buffer] = [header]
         for tensor in tensors:
             parts += split_parts(tensor)
+        send, last = self._socket.send, parts.pop()
         try:
             # Copied into libzmq: CURVE copies anyway, and a reused buffer can then not be torn.
-            self._socket.send_multipart(parts, flags=zmq.NOBLOCK, copy=True)
+            # Only the first part can be refused: libzmq takes a message whole or not at all.
+            for part in parts:
+                send(part, zmq.NOBLOCK | zmq.SNDMORE)
+            send(last, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -227,14 +231,14 @@ class PullLink:
 
     def receive(self) -> list[memoryview] | None:
         try:
-            parts = [self._socket.recv(flags=zmq.NOBLOCK, copy=False)]
+            parts = [self._socket.recv(flags=zmq.NOBLOCK)]
         except zmq.Again:
             return None
         # A message is atomic, so its other parts are there; asking for them without waiting can
         # still be refused for an instant, and the first part would be lost.
         while self._socket.rcvmore:
-            parts.append(self._socket.recv(copy=False))
-        return [part.buffer for part in parts]
+            parts.append(self._socket.recv())
+        return [memoryview(part) for part in parts]
 
 
 def split_parts(tensor: memoryview) -> list[memoryview]:

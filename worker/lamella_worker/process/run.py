@@ -62,8 +62,6 @@ def run_stage(config: StageConfig, pulse: Pulse, load: LoadEngine | None = None)
     setproctitle(
         names.stage_title(config.stage, pipeline.num_stages, pipeline.name, f"layers {first}-{end}")
     )
-    if config.cpu is not None:
-        os.sched_setaffinity(0, {config.cpu})
     torch.set_num_threads(config.threads)
     telemetry = Telemetry(config.stage, pipeline.num_stages, os.getpid(), (first, end))
     stop = StopFlag()
@@ -143,6 +141,7 @@ def serve(
             http_port=http_port,
         )
     control.start()
+    pin(config.cpu)
     try:
         engine = load(config, telemetry)
         loop = make_loop(config, engine, telemetry, pulse, network, compute_end, data)
@@ -152,6 +151,16 @@ def serve(
     finally:
         control.stop()
         control.join()
+
+
+def pin(cpu: int | None) -> None:
+    """Pin the calling thread, and what it starts from here on: the compute thread and torch's.
+
+    The threads that exist already (sockets, control, probes) stay free: while a stage waits for its
+    neighbour they find an idle core, and cost the steps nothing.
+    """
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
 
 
 def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
@@ -223,6 +232,7 @@ def make_loop(
         pulse,
     )
     out = OutLink(network, config_hash, telemetry) if data is not None else None
+    awake = config.cpu is not None and pipeline.num_stages > 1
     if config.is_first:
         scheduler = Scheduler(scheduler_limits(config))
         return HeadLoop(
@@ -234,10 +244,13 @@ def make_loop(
             telemetry,
             config_hash,
             probe_slot=pipeline.max_sequences,
+            awake=awake,
         )
     assert out is not None
     assert data is not None
-    return StageLoop(runner, out, data, channel_end, telemetry, config_hash, is_last=config.is_last)
+    return StageLoop(
+        runner, out, data, channel_end, telemetry, config_hash, is_last=config.is_last, awake=awake
+    )
 
 
 def scheduler_limits(config: StageConfig) -> SchedulerLimits:
