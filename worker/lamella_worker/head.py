@@ -103,7 +103,9 @@ class HeadLoop:
         sockets = [channel.socket] if done is None else [done.socket, channel.socket]
         self._frames = FrameRehearsal()
         self._understudy = SchedulerRehearsal(scheduler.limits.stages)
-        self._waiter = Waiter(sockets, awake=awake, rehearse=self._rehearse)
+        self._waiter = Waiter(
+            sockets, awake=awake, ring=done.ring if done else None, rehearse=self._rehearse
+        )
         self._probe_slot = probe_slot
         self._scheduler = scheduler
         self._out = out
@@ -126,7 +128,7 @@ class HeadLoop:
             if self._channel.socket in ready:
                 for order in self._channel.drain():
                     self._obey(order)
-            if self._done is not None and self._done.socket in ready:
+            if self._done is not None:
                 while (parts := self._done.receive()) is not None:
                     self._take(parts)
                 self._hurry()

@@ -41,7 +41,7 @@ from lamella_worker.rehearsal import FrameRehearsal
 from lamella_worker.sampling import FAILED_ROW, Sampler
 from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.tensors import pack_bundle, unpack_bundle
-from lamella_worker.transport import Network, PullLink, PushLink
+from lamella_worker.transport import Network, PullLink, PushLink, split_address
 from lamella_worker.waiting import Waiter
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,11 @@ class OutLink:
     def dial(self, order: Relink) -> bool:
         """Drop the old link, make the new one; False if the next stage does not answer."""
         if self._link is not None:
+            self._link.close_ring()
             self._network.forget(self._link.socket)
-        socket = self._network.dial(zmq.PUSH, order.next_address, role=order.next_role)
-        self._link = PushLink(socket)
+        endpoint, ring = split_address(order.next_address)
+        socket = self._network.dial(zmq.PUSH, endpoint, role=order.next_role)
+        self._link = PushLink(socket, ring)
         self._envelope = Envelope(Kind.STEP, self._hash, order.incarnation, order.epoch, 0)
         return self._link.wait_connected(LINK_TIMEOUT_S)
 
@@ -223,6 +225,7 @@ class StageLoop:
         self._waiter = Waiter(
             (data.socket, channel.socket),
             awake=awake,
+            ring=data.ring,
             rehearse=self._rehearsal.once,
         )
         self._out = out
@@ -242,7 +245,7 @@ class StageLoop:
                 for order in self._channel.drain():
                     if isinstance(order, Relink):
                         self._relink(order)
-            if self._data.socket in ready and (parts := self._data.receive()) is not None:
+            if (parts := self._data.receive()) is not None:
                 self._take(parts)
                 self._waiter.worked()
 

@@ -19,6 +19,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from lamella_contract.errors import InvalidConfig
+from lamella_worker.shared_ring import ByRing, SharedRing, digest
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 CREDIT_SLACK = 4
 """The high-water mark sits above the scheduler's credit, so it is never reached: PUSH would block
 or drop there, and a full receiver stops answering."""
+
+RING_MARK = "#ring="
+"""Between a data address's endpoint and the place of its ring."""
 
 Buffer = bytes | memoryview
 
@@ -183,10 +187,13 @@ class Network:
 
 
 class PushLink:
-    """The sending end of a data link over ZeroMQ PUSH."""
+    """The sending end of a data link: ZeroMQ PUSH, and a ring beside it where both share a host."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], ring: SharedRing | None = None) -> None:
         self._socket = socket
+        self._ring = ring
+        if ring is not None:
+            ring.begin()
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -200,6 +207,18 @@ class PushLink:
         parts: list[Buffer] = [header]
         for tensor in tensors:
             parts += split_parts(tensor)
+        ring = self._ring
+        if ring is None:
+            return self._send(parts)
+        if not ring.fits(parts):
+            return ring.announce(header) and self._send(parts)
+        if not ring.publish(parts):
+            return False
+        # An empty message wakes a sleeping reader. One that falls asleep at this very moment is
+        # late by its longest wait, and nothing is lost.
+        return self._send([b""]) if ring.reader_sleeps else True
+
+    def _send(self, parts: list[Buffer]) -> bool:
         send, last = self._socket.send, parts.pop()
         try:
             # Copied into libzmq: CURVE copies anyway, and a reused buffer can then not be torn.
@@ -211,12 +230,18 @@ class PushLink:
             return False
         return True
 
+    def close_ring(self) -> None:
+        """The link ends; its socket is closed by `Network.forget`."""
+        if self._ring is not None:
+            self._ring.close()
+
 
 class PullLink:
-    """The receiving end of a data link over ZeroMQ PULL."""
+    """The receiving end of a data link: ZeroMQ PULL, and this process's ring if it has one."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], ring: SharedRing | None = None) -> None:
         self._socket = socket
+        self.ring = ring
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -224,12 +249,30 @@ class PullLink:
 
     @property
     def address(self) -> str:
-        """Where others dial this end, with the port that the system chose."""
+        """Where others dial this end: the port that the system chose, then the ring if any."""
         endpoint = self._socket.last_endpoint
         assert isinstance(endpoint, bytes)
-        return endpoint.decode("ascii")
+        ring = f"{RING_MARK}{self.ring.address}" if self.ring is not None else ""
+        return endpoint.decode("ascii") + ring
 
     def receive(self) -> list[memoryview] | None:
+        ring = self.ring
+        if ring is None:
+            return self._receive()
+        frame = ring.peek()
+        if isinstance(frame, ByRing):
+            ring.take()
+            return frame.parts
+        while (parts := self._receive()) is not None:
+            # With nothing in the ring these are wake-ups; else stale frames may lie before ours.
+            if frame is not None and digest(parts[0]) == frame.digest:
+                ring.take()
+                return parts
+            if frame is None and len(parts[0]):
+                return parts  # from a sender that does not reach the ring
+        return None
+
+    def _receive(self) -> list[memoryview] | None:
         try:
             parts = [self._socket.recv(flags=zmq.NOBLOCK)]
         except zmq.Again:
@@ -239,6 +282,12 @@ class PullLink:
         while self._socket.rcvmore:
             parts.append(self._socket.recv())
         return [memoryview(part) for part in parts]
+
+
+def split_address(address: str) -> tuple[str, SharedRing | None]:
+    """A data address as its endpoint and its ring, if that can be reached from here."""
+    endpoint, _, ring = address.partition(RING_MARK)
+    return endpoint, SharedRing.open(ring) if ring else None
 
 
 def split_parts(tensor: memoryview) -> list[memoryview]:

@@ -1,57 +1,106 @@
-"""How a compute thread waits for its sockets: asleep, or awake for a moment after work.
+"""How a compute thread waits for its sockets: asleep, and awake just before the next frame is due.
 
 Knows no frames. Waking a sleeping core costs 0.1 ms and more, at every hop of every token. A stage
-that has a core to itself therefore goes on asking for a short while after its last step, giving the
-core to anyone who wants it (`sched_yield`) between two questions; then it sleeps like any other.
+that has a core to itself therefore learns how long its neighbours usually take, sleeps for most of
+that (so that the core is free for gateway and sockets), and then asks again and again, giving way
+to anyone who wants the core (`sched_yield`). What is late makes it sleep like any other.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import zmq
 
-ACTIVE_S = 0.05
-"""How long after a step an awake stage goes on asking: longer than a neighbour's decode step."""
+from lamella_worker.shared_ring import SharedRing
 
-ROUNDS_PER_REHEARSAL = 64
-"""Between two rehearsals the sockets are asked this many times, a few hundred microseconds."""
+REMEMBERED = 8
+"""Waits that the shortest is taken of: the next frame is hardly ever earlier."""
+
+SLEEP_SHARE = 0.75
+"""Of the expected wait, this much is slept: a sleeper may be late by as much as a timer is."""
+
+OVERTIME_S = 0.02
+"""This long after the expected time the stage still asks, then it sleeps."""
+
+ROUNDS_PER_REHEARSAL = 16
+"""Between two rehearsals the sockets are asked this many times, about a hundred microseconds."""
 
 
 class Waiter:
-    """Waits for any of `sockets`. `awake` only for a stage that is pinned to a core of its own."""
+    """Waits for any of `sockets`. `awake` only for a stage that is pinned to a core of its own.
+
+    `ring` is looked into as well, whatever is readable; `rehearse` is called now and then while it
+    is awake.
+    """
 
     def __init__(
         self,
         sockets: Sequence[zmq.Socket[bytes]],
         *,
         awake: bool,
+        ring: SharedRing | None = None,
         rehearse: Callable[[], None] = lambda: None,
     ) -> None:
-        self._rehearse = rehearse
         self._poller = zmq.Poller()
         for socket in sockets:
             self._poller.register(socket, zmq.POLLIN)
-        self._active_s = ACTIVE_S if awake else 0.0
-        self._active_until_s = 0.0
+        self._awake = awake
+        self._ring = ring
+        self._rehearse = rehearse
+        self._waits_s: deque[float] = deque(maxlen=REMEMBERED)
+        self._worked_s = 0.0  # monotonic; 0: no frame is expected
 
     def worked(self) -> None:
-        """A step was computed: its neighbour's answer is near."""
-        if self._active_s:
-            self._active_until_s = time.monotonic() + self._active_s
+        """A step was computed: its neighbour's answer is to be expected."""
+        if self._awake:
+            self._worked_s = time.monotonic()
 
     def wait(self, timeout_s: float) -> list[zmq.Socket[bytes]]:
-        """The sockets that can be read, none after `timeout_s`."""
-        poll = self._poller.poll
-        rounds = 0
-        while time.monotonic() < self._active_until_s:
-            ready = poll(0)
-            if ready:
-                return [socket for socket, _ in ready]
+        """The sockets that can be read; none after `timeout_s` or when the ring has a frame."""
+        ring = self._ring
+        if self._worked_s and timeout_s:
+            ready = self._wait_awake()
+            if ready or (ring is not None and ring.pending):
+                return ready
+        if ring is not None:
+            ring.sleeps(True)
+            if ring.pending:  # it came before its sender could see that we sleep
+                timeout_s = 0.0
+        ready = [socket for socket, _ in self._poller.poll(int(timeout_s * 1000))]
+        if ring is not None:
+            ring.sleeps(False)
+        return ready
+
+    def _wait_awake(self) -> list[zmq.Socket[bytes]]:
+        poll, began_s = self._poller.poll, self._worked_s
+        expected_s = min(self._waits_s, default=0.0)
+        slept_ms = int(1000 * (SLEEP_SHARE * expected_s - (time.monotonic() - began_s)))
+        ready = self._sleep(slept_ms) if slept_ms > 0 else poll(0)
+        ring, rounds = self._ring, 0
+        while not ready and time.monotonic() - began_s < expected_s + OVERTIME_S:
+            if ring is not None and ring.pending:
+                break
             rounds += 1
-            if rounds % ROUNDS_PER_REHEARSAL == 0:
+            if rounds % ROUNDS_PER_REHEARSAL == 1:
                 self._rehearse()
+                ready = poll(0)
+            elif ring is None:
+                ready = poll(0)
             os.sched_yield()
-        return [socket for socket, _ in poll(int(timeout_s * 1000))]
+        self._waits_s.append(time.monotonic() - began_s)
+        self._worked_s = 0.0
+        return [socket for socket, _ in ready]
+
+    def _sleep(self, milliseconds: int) -> list[tuple[zmq.Socket[bytes], int]]:
+        if self._ring is not None:
+            self._ring.sleeps(True)
+        if self._ring is not None and self._ring.pending:
+            milliseconds = 0
+        ready = self._poller.poll(milliseconds)
+        if self._ring is not None:
+            self._ring.sleeps(False)
+        return ready

@@ -27,6 +27,7 @@ from lamella_contract.errors import (
     ModelError,
     RateLimited,
 )
+from lamella_worker import shared_ring
 from lamella_worker.downloader import ShardDownloader
 from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.head import HeadLoop
@@ -173,7 +174,8 @@ def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
         return None
     previous = names.stage_role((config.stage - 1) % stages)
     socket = network.listen(zmq.PULL, config.data_bind, domain="data", roles=[previous])
-    return PullLink(socket)
+    awake = config.cpu is not None and shared_ring.usable()
+    return PullLink(socket, shared_ring.SharedRing.create() if awake else None)
 
 
 def load_engine(config: StageConfig, telemetry: Telemetry) -> StageEngine:
