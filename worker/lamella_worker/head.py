@@ -130,6 +130,7 @@ class HeadLoop:
                     self._obey(order)
             if self._done is not None:
                 while (parts := self._done.receive()) is not None:
+                    self._waiter.arrived()
                     self._take(parts)
                 self._hurry()
             worked = self._serving and self._schedule()

@@ -246,6 +246,7 @@ class StageLoop:
                     if isinstance(order, Relink):
                         self._relink(order)
             if (parts := self._data.receive()) is not None:
+                self._waiter.arrived()
                 self._take(parts)
                 self._waiter.worked()
 

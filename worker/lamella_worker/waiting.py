@@ -59,48 +59,49 @@ class Waiter:
         if self._awake:
             self._worked_s = time.monotonic()
 
+    def arrived(self) -> None:
+        """The neighbour's answer is there (a socket may also be readable for less)."""
+        if self._worked_s:
+            self._waits_s.append(time.monotonic() - self._worked_s)
+            self._worked_s = 0.0
+
     def wait(self, timeout_s: float) -> list[zmq.Socket[bytes]]:
         """The sockets that can be read; none after `timeout_s` or when the ring has a frame."""
-        ring = self._ring
         if self._worked_s and timeout_s:
             ready = self._wait_awake()
-            if ready or (ring is not None and ring.pending):
+            if ready or self._worked_s:
                 return ready
-        if ring is not None:
-            ring.sleeps(True)
-            if ring.pending:  # it came before its sender could see that we sleep
-                timeout_s = 0.0
-        ready = [socket for socket, _ in self._poller.poll(int(timeout_s * 1000))]
-        if ring is not None:
-            ring.sleeps(False)
-        return ready
+        return self._sleep(int(timeout_s * 1000))
 
     def _wait_awake(self) -> list[zmq.Socket[bytes]]:
-        poll, began_s = self._poller.poll, self._worked_s
+        """Sleep for most of the expected wait, then ask; `_worked_s` is 0 if nothing came."""
+        began_s, ring = self._worked_s, self._ring
         expected_s = min(self._waits_s, default=0.0)
-        slept_ms = int(1000 * (SLEEP_SHARE * expected_s - (time.monotonic() - began_s)))
-        ready = self._sleep(slept_ms) if slept_ms > 0 else poll(0)
-        ring, rounds = self._ring, 0
-        while not ready and time.monotonic() - began_s < expected_s + OVERTIME_S:
-            if ring is not None and ring.pending:
+        slept_s = SLEEP_SHARE * expected_s - (time.monotonic() - began_s)
+        ready = self._sleep(max(0, int(1000 * slept_s)))
+        rounds = 0
+        while not ready and not (ring is not None and ring.pending):
+            if time.monotonic() - began_s > expected_s + OVERTIME_S:
+                self._worked_s = 0.0
                 break
             rounds += 1
             if rounds % ROUNDS_PER_REHEARSAL == 1:
                 self._rehearse()
-                ready = poll(0)
+                ready = self._ask(0)
             elif ring is None:
-                ready = poll(0)
+                ready = self._ask(0)
             os.sched_yield()
-        self._waits_s.append(time.monotonic() - began_s)
-        self._worked_s = 0.0
-        return [socket for socket, _ in ready]
-
-    def _sleep(self, milliseconds: int) -> list[tuple[zmq.Socket[bytes], int]]:
-        if self._ring is not None:
-            self._ring.sleeps(True)
-        if self._ring is not None and self._ring.pending:
-            milliseconds = 0
-        ready = self._poller.poll(milliseconds)
-        if self._ring is not None:
-            self._ring.sleeps(False)
         return ready
+
+    def _sleep(self, milliseconds: int) -> list[zmq.Socket[bytes]]:
+        ring = self._ring
+        if ring is None:
+            return self._ask(milliseconds)
+        ring.sleeps(True)
+        # What came before its sender could see that we sleep must not wait for us to wake.
+        ready = self._ask(0 if ring.pending else milliseconds)
+        ring.sleeps(False)
+        return ready
+
+    def _ask(self, milliseconds: int) -> list[zmq.Socket[bytes]]:
+        return [socket for socket, _ in self._poller.poll(milliseconds)]
