@@ -50,8 +50,9 @@ def free_ports(count: int) -> list[int]:
 class Ring:
     """The worker process of a toy pipeline, and this test as its gateway."""
 
-    def __init__(self, folder: Path, stages: int, **pipeline: Any) -> None:
+    def __init__(self, folder: Path, stages: int, *, pinned: bool = False, **pipeline: Any) -> None:
         self.stages = stages
+        self._pinned = pinned
         ports = free_ports(stages + 2)
         self.http = ports[2:]
         self._keys = {
@@ -97,7 +98,7 @@ class Ring:
             stage=stage,
             device="cpu",
             threads=1,
-            cpu=None,
+            cpu=stage % (os.cpu_count() or 1) if self._pinned else None,
             control_address=f"tcp://127.0.0.1:{control_port}",
             gateway_address=self._gateway_address if stage == 0 else "",
             data_bind="tcp://127.0.0.1:*",
@@ -232,10 +233,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Ring]]:
         ring.close()
 
 
-@pytest.fixture(scope="module")
-def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
-    """One ring of three stages for all tests that leave it in good health."""
-    shared = Ring(tmp_path_factory.mktemp("ring"), 3)
+@pytest.fixture(scope="module", params=[False, True], ids=["free", "pinned"])
+def ring(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ring]:
+    """One ring of three stages for all tests that leave it in good health.
+
+    Pinned stages wait awake and pass frames through shared memory.
+    """
+    shared = Ring(tmp_path_factory.mktemp("ring"), 3, pinned=request.param)
     try:
         shared.wait_ready()
         yield shared
