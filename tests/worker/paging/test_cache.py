@@ -1,11 +1,14 @@
 """The paged pool: what is written is read back, and its invariants are checked."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from lamella_contract.errors import InvalidConfig, RequestError
-from lamella_worker.paging.cache import KVShape, PagedPool
+from lamella_worker.paging.cache import KVShape, PagedPool, empty_pages
 
 
 def pool(**shapes: KVShape) -> PagedPool:
@@ -52,3 +55,15 @@ def test_integrity_names_a_shared_block():
 def test_an_empty_pool_is_refused():
     with pytest.raises(InvalidConfig, match="num_blocks=0"):
         PagedPool(0, 16, {}, torch.float32)
+
+
+def test_a_large_pool_takes_no_memory_until_it_is_written() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    pages = empty_pages((64, 1 << 20, 8), torch.bfloat16, torch.device("cpu"))  # 1 GiB
+    assert resident() - before < 64 << 20
+    assert pages[3, 5].tolist() == [0.0] * 8
+    pages[3, 5] = 1.0
+    assert float(pages[3].sum()) == 8.0

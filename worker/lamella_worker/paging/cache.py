@@ -8,6 +8,9 @@ Head-major, so the tokens of a sequence whose blocks are contiguous are a view, 
 index_select.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -118,17 +121,36 @@ class PagedPool:
     def _allocate(self, layer: int, shape: KVShape) -> None:
         if shape.k_dim == shape.v_dim:
             size = (2 * shape.heads, self.rows, shape.k_dim)
-            joined = torch.zeros(size, dtype=self.dtype, device=self.device)
+            joined = empty_pages(size, self.dtype, self.device)
             self._joined[layer] = joined
             self._keys[layer], self._values[layer] = joined[: shape.heads], joined[shape.heads :]
             return
         for pages, dim in ((self._keys, shape.k_dim), (self._values, shape.v_dim)):
             size = (shape.heads, self.rows, dim)
-            pages[layer] = torch.zeros(size, dtype=self.dtype, device=self.device)
+            pages[layer] = empty_pages(size, self.dtype, self.device)
 
     def _drop(self, layer: int) -> None:
         self._joined.pop(layer, None)
         del self._keys[layer], self._values[layer]
+
+
+def empty_pages(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed pages; on CPU they take memory only as they are first written.
+
+    `torch.zeros` would touch the whole pool: seconds of start and gigabytes that nobody uses yet.
+    Raises MemoryError when even the addresses are refused.
+    """
+    nbytes = math.prod(size) * dtype.itemsize
+    if device.type != "cpu" or not nbytes:
+        return torch.zeros(size, dtype=dtype, device=device)
+    try:
+        memory = mmap.mmap(-1, nbytes)
+    except OSError as error:
+        raise MemoryError(f"{nbytes} bytes of KV pages: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(size)
 
 
 def rows_tensor(rows: Int64Array, device: torch.device) -> torch.Tensor:
