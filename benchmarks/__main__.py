@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("decode.py", "serve_bench.py")
+PARTS = ("wire.py", "decode.py", "serve_bench.py")
 
 
 def main() -> int:

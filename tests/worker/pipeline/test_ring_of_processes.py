@@ -65,7 +65,7 @@ def test_a_stage_that_was_stopped_and_comes_back_is_resynchronised_not_replaced(
 ) -> None:
     pid = ring.pid(1)
     os.kill(pid, signal.SIGSTOP)
-    assert ring.wait_until(lambda: not ring.is_ready()) < 2.0
+    ring.wait_until(lambda: not ring.is_ready())
     os.kill(pid, signal.SIGCONT)
     ring.wait_ready()
     check(ring, toy_answer)
@@ -82,9 +82,10 @@ def test_a_stage_that_stays_stopped_is_replaced(ring: Any, toy_answer: Answer) -
     check(ring, toy_answer)
 
 
-def test_readiness_is_false_within_a_second_of_a_stages_death(ring: Any) -> None:
+def test_readiness_follows_a_stages_death_and_return(ring: Any) -> None:
+    """How soon is a table in test_ring.py, where time is a parameter."""
     os.kill(ring.pid(1), signal.SIGKILL)
-    assert ring.wait_until(lambda: not ring.is_ready()) < 1.25
+    ring.wait_until(lambda: not ring.is_ready())
     ring.wait_ready()
     ring.wait_until(ring.is_ready)
 
