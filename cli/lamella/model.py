@@ -6,7 +6,6 @@ first.
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from lamella import convert
 from lamella.target import Target
 from lamella_checkpoint import gguf
+from lamella_checkpoint.notorch import hide_torch
 from lamella_checkpoint.source import Source, open_source
 from lamella_contract import names
 from lamella_contract.errors import CorruptModel
@@ -40,10 +40,8 @@ class ModelFacts:
 
 def learn(target: Target, cache_home: Path, console: Console) -> ModelFacts:
     """Raises ModelError and its children, or UsageError when a GGUF cannot be converted."""
-    # transformers imports torch wherever it is installed: seconds and memory for nothing, as config
-    # classes need none.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    hide_torch()  # config classes need none
     from lamella_checkpoint.inspector import inspect
 
     source_spec = target.model.spec.model

@@ -28,6 +28,7 @@ import uvicorn
 import uvloop
 from setproctitle import setproctitle
 
+from lamella_checkpoint.notorch import hide_torch
 from lamella_contract import logs, names
 from lamella_contract.config import GatewayConfig
 from lamella_contract.errors import InvalidConfig, LamellaError
@@ -67,9 +68,7 @@ def main() -> int:
         if reason.errno == errno.EADDRINUSE:
             return _fail(EXIT_PORT, f"port in use: another process listens on {where}")
         return _fail(EXIT_CONFIG, f"cannot listen on {where}: {reason}")
-    # Tokenizers need no torch, and transformers would import it wherever it is installed: seconds
-    # and half a gigabyte. None is Python's own word for "there is no such module".
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    hide_torch()  # tokenizers need none
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, listener, parent_pid=arguments.parent_pid))

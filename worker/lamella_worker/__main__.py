@@ -47,9 +47,7 @@ def read_config(path: str) -> StageConfig:
     """One stage's configuration; InvalidConfig names the file."""
     try:
         return StageConfig.from_json(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"--config {path}: {error}") from error
-    except InvalidConfig as error:
+    except (OSError, UnicodeDecodeError, InvalidConfig) as error:
         raise InvalidConfig(f"--config {path}: {error}") from error
 
 

@@ -26,7 +26,6 @@ from lamella_contract.errors import Overloaded, RequestError, WireError
 from lamella_contract.wire import (
     Adopt,
     Cancel,
-    Expected,
     Free,
     Replay,
     Sampling,
@@ -35,16 +34,13 @@ from lamella_contract.wire import (
     StepHeader,
     Submit,
     TokenEvent,
-    Verdict,
-    check_envelope,
     decode_step_done,
 )
+from lamella_worker.links import InGate, OutLink, relink
 from lamella_worker.membership.channel import ChannelEnd
 from lamella_worker.membership.orders import (
-    Broken,
     DropOwner,
     FromGateway,
-    Linked,
     Order,
     Probed,
     Relink,
@@ -56,7 +52,7 @@ from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.rehearsal import FrameRehearsal, SchedulerRehearsal
 from lamella_worker.scheduling.requests import OwnedEvent
 from lamella_worker.scheduling.scheduler import Scheduler
-from lamella_worker.stage import POLL_S, OutLink, StepRunner
+from lamella_worker.stage import POLL_S, StepRunner
 from lamella_worker.tensors import pack_bundle
 from lamella_worker.transport import PullLink
 from lamella_worker.waiting import Waiter
@@ -112,9 +108,8 @@ class HeadLoop:
         self._done = done
         self._channel = channel
         self._telemetry = telemetry
-        self._expected = Expected(config_hash, bytes(16), 0)
-        self._serving = False
-        self._broken = True
+        self._gate = InGate(config_hash, channel, telemetry, what="StepDone")
+        self._serving = False  # the ring's word; while the gate is shut nothing is scheduled
         self._in_flight: deque[InFlight] = deque()
         self._published_s = 0.0
         self._held: list[OwnedEvent] = []
@@ -133,7 +128,7 @@ class HeadLoop:
                     self._waiter.arrived()
                     self._take(parts)
                 self._hurry()
-            worked = self._serving and self._schedule()
+            worked = self._serving and self._gate.is_open and self._schedule()
             self._flush()
             self._publish(worked)
 
@@ -149,9 +144,9 @@ class HeadLoop:
                 self._scheduler.drop_owner(owner)
             case Relink():
                 self._relink(order)
-            case Probe(epoch) if epoch == self._expected.epoch:
+            case Probe(epoch) if epoch == self._gate.epoch:
                 self._probe()
-            case Serve(epoch) if epoch == self._expected.epoch:
+            case Serve(epoch) if epoch == self._gate.epoch:
                 self._serving = True
             case Pause():
                 self._serving = False
@@ -179,13 +174,7 @@ class HeadLoop:
         self._runner.reset()
         self._scheduler.restart()
         self._in_flight.clear()
-        self._expected = Expected(self._expected.config_hash, order.incarnation, order.epoch)
-        self._broken = False
-        self._telemetry.counters.resyncs += 1
-        if self._out is None or self._out.dial(order):
-            self._channel.put(Linked(order.epoch))
-        else:
-            log.warning("the next stage does not answer", extra={"role": order.next_role})
+        relink(order, self._gate, self._out, self._channel)
 
     def _probe(self) -> None:
         greedy = Sampling(temperature=0.0, max_tokens=1)
@@ -212,7 +201,7 @@ class HeadLoop:
         try:
             bundle, rows, spent, failed = self._runner.run(header, inputs)
         except WireError as error:  # our own tables disagree: start the epoch anew
-            self._break(f"stage 0: {error}")
+            self._gate.shut(f"stage 0: {error}")
             return
         self._in_flight.append(InFlight(header.step, time.monotonic(), predicted_s))
         if self._out is None:
@@ -221,7 +210,7 @@ class HeadLoop:
         tensors, views = pack_bundle(bundle)
         onward = dataclasses.replace(header, tensors=tensors, trace=(spent,), failed=failed)
         if not self._out.send_step(onward, views):
-            self._break("stage 1 takes no frame")
+            self._gate.shut("stage 1 takes no frame")
         self._frames.went(onward, bundle)
 
     def _rehearse(self) -> None:
@@ -229,27 +218,18 @@ class HeadLoop:
         self._understudy.once()
 
     def _take(self, parts: Sequence[memoryview]) -> None:
-        counters = self._telemetry.counters
         try:
             envelope, done = decode_step_done(parts[0])
         except WireError as error:
-            counters.frames_refused += 1
-            self._break(str(error))
+            self._gate.refuse(error)
             return
-        verdict = check_envelope(envelope, self._expected)
-        if verdict is Verdict.ACCEPT and not self._broken:
-            self._expected = self._expected.after(envelope)
+        if self._gate.admits(envelope):
             self._finish(done)
             self._frames.came(done=parts)
-            return
-        counters.frames_refused += verdict is Verdict.FOREIGN
-        counters.frames_stale += verdict is not Verdict.FOREIGN
-        if verdict is Verdict.GAP:
-            self._break("a StepDone is missing")
 
     def _finish(self, done: StepDone) -> None:
         if not self._in_flight or self._in_flight[0].step != done.step:
-            self._break(f"step {done.step} is done out of order")
+            self._gate.shut(f"step {done.step} is done out of order")
             return
         self._in_flight.popleft()
         if done.step >= PROBE_STEP:
@@ -259,23 +239,16 @@ class HeadLoop:
         try:
             self._held += self._scheduler.complete(done, time.monotonic())
         except WireError as error:
-            self._break(str(error))
+            self._gate.shut(str(error))
 
     def _probe_done(self, done: StepDone) -> None:
         if done.error:
-            self._break(f"the probe failed: {done.error}")
+            self._gate.shut(f"the probe failed: {done.error}")
         elif done.step == PROBE_STEP:
             header = StepHeader(PROBE_STEP + 1, frees=(Free(self._probe_slot, PROBE_GENERATION),))
             self._run(header, np.zeros(0, np.int32), UNKNOWN_STEP_S)
         else:
-            self._channel.put(Probed(self._expected.epoch))
-
-    def _break(self, reason: str) -> None:
-        self._serving = False
-        if not self._broken:
-            self._broken = True
-            log.warning("the ring is broken", extra={"reason": reason})
-            self._channel.put(Broken(self._expected.epoch, reason))
+            self._channel.put(Probed(self._gate.epoch))
 
     def _hurry(self) -> None:
         """Tell first and last tokens before the next step is computed.

@@ -31,9 +31,15 @@ from lamella_worker.tensors import pack_bundle, unpack_bundle
 
 _ENVELOPE = Envelope(Kind.STEP, bytes(16), bytes(16), 0, 0)
 
+LARGEST_BYTES = 32 * 1024
+"""Larger frames are prompts': to rehearse one would delay what the stage waits for."""
+
 
 class FrameRehearsal:
-    """The frames' part: what came last is read again, what went last is written again."""
+    """The frames' part: what came last is read again, what went last is written again.
+
+    It holds the last frame of each kind that is small, and nothing else.
+    """
 
     def __init__(self) -> None:
         self._step: Sequence[memoryview] = ()
@@ -43,11 +49,13 @@ class FrameRehearsal:
 
     def came(self, *, step: Sequence[memoryview] = (), done: Sequence[memoryview] = ()) -> None:
         """The parts of the last message that was accepted."""
-        self._step, self._done = step, done
+        if sum(map(len, (*step, *done))) <= LARGEST_BYTES:
+            self._step, self._done = step, done
 
     def went(self, header: StepHeader, bundle: Bundle) -> None:
         """The last step that was passed on."""
-        self._sent = (header, bundle)
+        if not header.adopts and sum(t.nbytes for t in bundle.values()) <= LARGEST_BYTES:
+            self._sent = (header, bundle)
 
     def told(self, done: StepDone) -> None:
         """The last StepDone that was sent."""

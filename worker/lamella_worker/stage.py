@@ -15,42 +15,32 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import zmq
 
 from lamella_contract.errors import LamellaError, WireError
 from lamella_contract.wire import (
-    Envelope,
-    Expected,
-    Kind,
     RowResult,
     StageTime,
     StepDone,
     StepHeader,
-    Verdict,
-    check_envelope,
     decode_step,
-    encode_step,
-    encode_step_done,
 )
 from lamella_worker.batch import Bundle, Segment, StepBatch
+from lamella_worker.links import InGate, OutLink, relink
 from lamella_worker.membership.channel import ChannelEnd
-from lamella_worker.membership.orders import Broken, Linked, Order, Relink, Report
+from lamella_worker.membership.orders import Order, Relink, Report
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.rehearsal import FrameRehearsal
 from lamella_worker.sampling import FAILED_ROW, Sampler
 from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.tensors import pack_bundle, unpack_bundle
-from lamella_worker.transport import Network, PullLink, PushLink, split_address
+from lamella_worker.transport import PullLink
 from lamella_worker.waiting import Waiter
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 """The longest wait without looking whether the process was told to stop."""
-
-LINK_TIMEOUT_S = 3.0
-"""A next stage that does not answer by then is not linked; the ring tries again."""
 
 
 class StageEngine(Protocol):
@@ -163,48 +153,6 @@ class StepRunner:
         )
 
 
-class OutLink:
-    """The link to the next stage: dialled anew at each epoch, frames numbered from 0."""
-
-    def __init__(self, network: Network, config_hash: bytes, telemetry: Telemetry) -> None:
-        self._network = network
-        self._hash = config_hash
-        self._telemetry = telemetry
-        self._link: PushLink | None = None
-        self._envelope = Envelope(Kind.STEP, config_hash, bytes(16), 0, 0)
-
-    def dial(self, order: Relink) -> bool:
-        """Drop the old link, make the new one; False if the next stage does not answer."""
-        if self._link is not None:
-            self._link.close_ring()
-            self._network.forget(self._link.socket)
-        endpoint, ring = split_address(order.next_address)
-        socket = self._network.dial(zmq.PUSH, endpoint, role=order.next_role)
-        self._link = PushLink(socket, ring)
-        self._envelope = Envelope(Kind.STEP, self._hash, order.incarnation, order.epoch, 0)
-        return self._link.wait_connected(LINK_TIMEOUT_S)
-
-    def send_step(self, header: StepHeader, tensors: Sequence[memoryview]) -> bool:
-        """Pass a step on; False when the next stage takes nothing."""
-        return self._send(encode_step(self._numbered(), header), tensors)
-
-    def send_done(self, done: StepDone) -> bool:
-        """Last stage: report a finished step to stage 0."""
-        return self._send(encode_step_done(self._numbered(), done), ())
-
-    def _numbered(self) -> Envelope:
-        """The next frame's envelope: sequences count from 0 in each epoch."""
-        envelope = self._envelope
-        self._envelope = dataclasses.replace(envelope, sequence=envelope.sequence + 1)
-        return envelope
-
-    def _send(self, head: bytes, tensors: Sequence[memoryview]) -> bool:
-        assert self._link is not None  # nothing is computed before the first Relink
-        sent = self._link.send(head, tensors)
-        self._telemetry.counters.frames_lost += not sent
-        return sent
-
-
 class StageLoop:
     """Runs until `stopping` is set."""
 
@@ -231,10 +179,8 @@ class StageLoop:
         self._out = out
         self._data = data
         self._channel = channel
-        self._telemetry = telemetry
-        self._expected = Expected(config_hash, bytes(16), 0)
+        self._gate = InGate(config_hash, channel, telemetry, what="frame")
         self._is_last = is_last
-        self._broken = True  # until the first Relink no frame can be trusted
         self.stopping = False
 
     def run(self) -> None:
@@ -244,50 +190,21 @@ class StageLoop:
             if self._channel.socket in ready:
                 for order in self._channel.drain():
                     if isinstance(order, Relink):
-                        self._relink(order)
+                        self._runner.reset()
+                        relink(order, self._gate, self._out, self._channel)
             if (parts := self._data.receive()) is not None:
                 self._waiter.arrived()
                 self._take(parts)
                 self._waiter.worked()
 
-    def _relink(self, order: Relink) -> None:
-        self._runner.reset()
-        self._expected = Expected(self._expected.config_hash, order.incarnation, order.epoch)
-        self._broken = False
-        self._telemetry.counters.resyncs += 1
-        if self._out.dial(order):
-            self._channel.put(Linked(order.epoch))
-        else:
-            log.warning("the next stage does not answer", extra={"role": order.next_role})
-
     def _take(self, parts: Sequence[memoryview]) -> None:
         try:
             envelope, header = decode_step(parts[0])
-            verdict = check_envelope(envelope, self._expected)
-            if verdict is not Verdict.ACCEPT or self._broken:
-                self._drop(verdict)
-                return
-            self._expected = self._expected.after(envelope)
-            self._step(header, parts[1:])
-            self._rehearsal.came(step=parts)
+            if self._gate.admits(envelope):
+                self._step(header, parts[1:])
+                self._rehearsal.came(step=parts)
         except WireError as error:
-            self._telemetry.counters.frames_refused += 1
-            self._break(str(error))
-
-    def _drop(self, verdict: Verdict) -> None:
-        counters = self._telemetry.counters
-        if verdict is Verdict.FOREIGN:
-            counters.frames_refused += 1
-        else:
-            counters.frames_stale += 1
-        if verdict is Verdict.GAP:
-            self._break("a frame is missing")
-
-    def _break(self, reason: str) -> None:
-        if not self._broken:
-            self._broken = True
-            log.warning("the link is broken", extra={"reason": reason})
-            self._channel.put(Broken(self._expected.epoch, reason))
+            self._gate.refuse(error)
 
     def _step(self, header: StepHeader, parts: Sequence[memoryview]) -> None:
         inputs = {} if header.failed else unpack_bundle(header.tensors, parts)
@@ -303,4 +220,4 @@ class StageLoop:
             sent = self._out.send_step(onward, views)
             self._rehearsal.went(onward, bundle)
         if not sent:
-            self._break("the next stage takes no frame")
+            self._gate.shut("the next stage takes no frame")

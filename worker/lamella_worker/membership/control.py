@@ -41,6 +41,25 @@ BEAT_S = 0.25
 """Seconds between heartbeats: four fit into the shortest silence that makes a stage suspect."""
 
 
+def state_of(loaded: bool) -> str:
+    """What a stage says of itself on the control link."""
+    return "ready" if loaded else "loading"
+
+
+def heartbeat(telemetry: Telemetry, loaded: bool, *, error: str, sequence: int) -> Heartbeat:
+    """How this stage is, as every stage tells it."""
+    return Heartbeat(
+        stage=telemetry.stage,
+        state=state_of(loaded),
+        bytes_done=telemetry.load.bytes_done,
+        bytes_total=telemetry.load.bytes_total,
+        bytes_per_s=telemetry.load.bytes_per_s,
+        error=error,
+        last_step=telemetry.counters.steps,
+        sequence=sequence,
+    )
+
+
 class StageControl(threading.Thread):
     """Speaks with stage 0 on behalf of one other stage."""
 
@@ -102,8 +121,6 @@ class StageControl(threading.Thread):
 
     def _beat(self) -> None:
         self._pulse.beat()
-        state = "ready" if self._loaded else "loading"
-        load = self._telemetry.load
         # Both each time: whoever has just become stage 0 learns everything within one beat.
         self._send(
             Join(
@@ -112,7 +129,7 @@ class StageControl(threading.Thread):
                 data_address=self._data_address,
                 http_port=self._http_port,
                 pid=os.getpid(),
-                state=state,
+                state=state_of(self._loaded),
                 num_blocks=self._config.pipeline.num_blocks if self._loaded else 0,
                 incarnation=self._incarnation.hex(),
                 epoch=self._epoch,
@@ -120,16 +137,7 @@ class StageControl(threading.Thread):
             )
         )
         self._send(
-            Heartbeat(
-                stage=self._config.stage,
-                state=state,
-                bytes_done=load.bytes_done,
-                bytes_total=load.bytes_total,
-                bytes_per_s=load.bytes_per_s,
-                error=self._broken,
-                last_step=self._telemetry.counters.steps,
-                sequence=self._beats,
-            )
+            heartbeat(self._telemetry, self._loaded, error=self._broken, sequence=self._beats)
         )
         self._beats += 1
 

@@ -46,7 +46,7 @@ class GatewayPort:
             zmq.ROUTER, config.gateway_address, domain="gateway", roles=roles
         )
         self._heard_s: dict[bytes, float] = {}
-        self._greeted: list[bytes] = []
+        self.greeted: list[bytes] = []  # said hello and were not told yet
 
     def hear(self, now_s: float) -> list[FromGateway]:
         """Every message that has come. Gateways that said hello are told at the next `tell`."""
@@ -69,17 +69,17 @@ class GatewayPort:
                 case Submit() | Cancel() | Replay():
                     heard.append(FromGateway(owner, message))
                 case Hello():
-                    self._greeted.append(owner)
+                    self.greeted.append(owner)
         return heard
 
     def tell(self, envelope: Envelope, status: PipelineStatus, *, everyone: bool) -> None:
         """Send the pipeline's state to those that said hello since, or to all."""
-        owners = list(self._heard_s) if everyone else self._greeted
+        owners = list(self._heard_s) if everyone else self.greeted
         if owners:
             frame = encode_gateway(envelope, status)
             for owner in owners:
                 send_to(self.socket, owner, frame)
-        self._greeted = []
+        self.greeted = []
 
     def pass_on(self, envelope: Envelope, news: ToGateway) -> None:
         """Send one step's events to the gateway that they belong to."""

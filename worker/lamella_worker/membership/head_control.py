@@ -30,7 +30,7 @@ from lamella_contract.wire import (
     encode_control,
 )
 from lamella_worker.membership.channel import ChannelEnd
-from lamella_worker.membership.control import BEAT_S
+from lamella_worker.membership.control import BEAT_S, heartbeat
 from lamella_worker.membership.gateway_port import GatewayPort
 from lamella_worker.membership.orders import (
     Broken,
@@ -70,7 +70,6 @@ class HeadControl(threading.Thread):
         self._channel = channel
         self._telemetry = telemetry
         self._pulse = pulse
-        self._data_address = data_address
         self._incarnation = incarnation
         self._hash = config.pipeline.config_hash()
         stages = config.pipeline.num_stages
@@ -124,16 +123,7 @@ class HeadControl(threading.Thread):
                 predicted_step_s=self._telemetry.predicted_step_s,
             )
         )
-        beat = Heartbeat(
-            stage=0,
-            state="ready" if self._loaded else "loading",
-            bytes_done=self._telemetry.load.bytes_done,
-            bytes_total=self._telemetry.load.bytes_total,
-            bytes_per_s=self._telemetry.load.bytes_per_s,
-            error="",
-            last_step=self._telemetry.counters.steps,
-            sequence=self._sent,
-        )
+        beat = heartbeat(self._telemetry, self._loaded, error="", sequence=self._sent)
         self._beats[0] = beat
         for stage in self._ring.members:
             self._tell_stage(stage, beat)
@@ -269,9 +259,10 @@ class HeadControl(threading.Thread):
         ring = self._ring
         state = "serving" if ring.ready else ("joining" if self._loaded else "loading")
         self._telemetry.set_state(state, ready=ring.ready, reason=ring.reason)
-        status = self._pipeline_status()
-        told, self._told = self._told, (status.ready, status.reason)
-        self._gateways.tell(self._envelope(), status, everyone=told != self._told)
+        told, self._told = self._told, (ring.ready, ring.reason)
+        turned = told != self._told
+        if turned or self._gateways.greeted:  # else each step's events would pay for a status
+            self._gateways.tell(self._envelope(), self._pipeline_status(), everyone=turned)
 
     def _tell_stage(self, stage: int, message: Members | Heartbeat) -> None:
         if stage:

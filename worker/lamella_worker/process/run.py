@@ -31,6 +31,7 @@ from lamella_worker import shared_ring
 from lamella_worker.downloader import ShardDownloader
 from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.head import HeadLoop
+from lamella_worker.links import OutLink
 from lamella_worker.membership.channel import ChannelEnd, channel
 from lamella_worker.membership.control import StageControl
 from lamella_worker.membership.head_control import HeadControl, new_incarnation
@@ -43,7 +44,7 @@ from lamella_worker.sampling import Sampler
 from lamella_worker.scheduling.limits import SchedulerLimits
 from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.scheduling.slots import SlotTable
-from lamella_worker.stage import OutLink, StageEngine, StageLoop, StepRunner
+from lamella_worker.stage import StageEngine, StageLoop, StepRunner
 from lamella_worker.transport import KeyPair, Network, PullLink
 
 log = logging.getLogger(__name__)
