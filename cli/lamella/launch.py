@@ -111,7 +111,7 @@ def launch(
         tokenizer_path=facts.tokenizer_path,
         key_file=str(key_files[GATEWAY]),
         peer_keys=peer_keys,
-        config_hash=pipeline.config_hash().hex(),
+        model_hash=pipeline.model_hash().hex(),
         max_model_len=pipeline.max_model_len,
         max_queued_tokens=pipeline.max_queued_tokens,
         vocab_size=pipeline.vocab_size,

@@ -23,7 +23,8 @@ class PipelineConfig:
     ranges from ``model_uri``. ``splits`` holds the first layer of each stage. Every stage has
     ``num_blocks`` blocks of ``block_size`` tokens for the caches of at most ``max_sequences``
     sequences of at most ``max_model_len`` tokens; a step holds at most ``max_step_tokens`` tokens
-    and at most ``max_queued_tokens`` wait.
+    and at most ``max_queued_tokens`` wait. On a cluster ``model_uid`` and ``replica`` say which
+    pipeline it is: a stage that reached another one by an address of yesterday is refused there.
     """
 
     name: str
@@ -42,6 +43,8 @@ class PipelineConfig:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     runner: str = "auto"
+    model_uid: str = ""
+    replica: int = 0
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, names.DTYPES)
@@ -77,6 +80,15 @@ class PipelineConfig:
         """First 16 bytes of the SHA-256 of the canonical JSON; equal means compatible."""
         return hashlib.sha256(self.to_json().encode()).digest()[:16]
 
+    def model_hash(self) -> bytes:
+        """16 bytes that are equal for pipelines which a request may move between.
+
+        They serve the same model to the same limits; how it is cut, stored and placed may differ.
+        """
+        same = (self.model_uid, self.commit or self.model_uri, self.vocab_size)
+        limits = (self.max_model_len, *self.eos_token_ids)
+        return hashlib.sha256(repr((same, limits)).encode()).digest()[:16]
+
     def to_json(self) -> str:
         return forms.to_json(self)
 
@@ -97,6 +109,11 @@ class StageConfig:
     allowed peer's role and public key (z85). ``cpu`` pins the stage to one core. A peer silent
     for ``suspect_after_s`` makes the pipeline unready, for ``replace_after_s`` is given up.
     ``parent_pid`` 0: no parent to die with.
+
+    The host of ``control_address`` may be a name, which is looked up anew whenever stage 0 is not
+    heard. Asked to end, stage 0 takes no new request and gives those it has ``drain_s`` seconds.
+    The parent answers /livez at ``live_address`` ("" nowhere), and writes why a stage ended for
+    good to ``termination_log`` ("" nowhere).
     """
 
     pipeline: PipelineConfig
@@ -115,6 +132,9 @@ class StageConfig:
     suspect_after_s: float = 1.0
     replace_after_s: float = 10.0
     parent_pid: int = 0
+    drain_s: float = 0.0
+    live_address: str = ""
+    termination_log: str = ""
 
     def __post_init__(self) -> None:
         stages = self.pipeline.num_stages
@@ -155,9 +175,14 @@ class StageConfig:
 class GatewayConfig:
     """What one gateway is told.
 
-    ``name`` is its role (``gateway-0``), ``replicas`` the gateway address of each pipeline's
-    stage 0, ``config_hash`` the pipeline's hash in hex. ``api_keys_file`` "" lets everyone in.
-    A request that has no token for ``request_deadline_s`` seconds ends with an error.
+    ``name`` is its role (``gateway-0``), under which its key is known; ``instance`` tells gateways
+    of one role apart. ``replicas`` are the gateway addresses of the pipelines' stage 0; or
+    ``discover`` is a ``host:port`` whose host's addresses are, looked up again and again.
+    ``model_hash`` is `PipelineConfig.model_hash` in hex. The tokenizer is at ``tokenizer_path``,
+    or "" there and it is read from ``model_uri`` (with the token in ``hub_token_file``) into
+    ``cache_dir``. ``api_keys_file`` "" lets everyone in. A request that has no token for
+    ``request_deadline_s`` seconds ends with an error. Asked to end, streams may go on for
+    ``drain_s`` seconds.
     """
 
     name: str
@@ -168,7 +193,7 @@ class GatewayConfig:
     tokenizer_path: str
     key_file: str
     peer_keys: tuple[tuple[str, str], ...]
-    config_hash: str
+    model_hash: str
     max_model_len: int
     max_queued_tokens: int
     vocab_size: int
@@ -176,19 +201,33 @@ class GatewayConfig:
     api_keys_file: str = ""
     request_deadline_s: float = 600.0
     max_body_bytes: int = 8 * 1024 * 1024
+    instance: str = ""
+    discover: str = ""
+    model_uri: str = ""
+    cache_dir: str = ""
+    hub_token_file: str = ""
+    drain_s: float = 1.2
 
     def __post_init__(self) -> None:
-        _given(self, "name", "served_name", "http_host", "tokenizer_path", "key_file")
+        _given(self, "name", "served_name", "http_host", "key_file")
         if not 0 <= self.http_port <= 65535:
             raise InvalidConfig(f"http_port: got {self.http_port}, want 0 to 65535")
-        if not self.replicas:
-            raise InvalidConfig("replicas: got none, want the address of at least one stage 0")
+        if bool(self.replicas) == bool(self.discover):
+            raise InvalidConfig(
+                f"replicas: got {len(self.replicas)} addresses and discover={self.discover!r}, "
+                "want the address of at least one stage 0, or a name to look them up by"
+            )
+        if bool(self.tokenizer_path) == bool(self.model_uri):
+            raise InvalidConfig(
+                f"tokenizer_path: got {self.tokenizer_path!r} and model_uri={self.model_uri!r}, "
+                "want one of them"
+            )
         try:
-            digest = bytes.fromhex(self.config_hash)
+            digest = bytes.fromhex(self.model_hash)
         except ValueError:
             digest = b""
         if len(digest) != 16:
-            raise InvalidConfig(f"config_hash: got {self.config_hash!r}, want 32 hex digits")
+            raise InvalidConfig(f"model_hash: got {self.model_hash!r}, want 32 hex digits")
         _positive(
             self,
             "max_model_len",
@@ -199,9 +238,9 @@ class GatewayConfig:
         )
         _roles(self.peer_keys)
 
-    def config_hash_bytes(self) -> bytes:
-        """The 16 bytes that ride in each frame's envelope."""
-        return bytes.fromhex(self.config_hash)
+    def model_hash_bytes(self) -> bytes:
+        """The 16 bytes that ride in each envelope between gateway and stage 0."""
+        return bytes.fromhex(self.model_hash)
 
     def peer_key(self, role: str) -> str:
         """Public key of ``role``; `InvalidConfig` if this gateway was told none."""

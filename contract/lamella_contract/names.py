@@ -21,8 +21,16 @@ LABEL_MODEL = f"{GROUP}/model"  # the ShardedModel's name
 LABEL_MODEL_UID = f"{GROUP}/model-uid"  # its UID, for a LIST that survives re-creation
 LABEL_REPLICA = f"{GROUP}/replica"  # which pipeline of the model, a number
 LABEL_STAGE = f"{GROUP}/stage"  # which stage of the pipeline, a number
-LABEL_ROLE = f"{GROUP}/role"  # "stage" or "gateway"
+LABEL_ROLE = f"{GROUP}/role"  # "stage", "gateway" or "inspector"
 LABEL_REVISION = f"{GROUP}/revision"  # hash of the revision that an object was made from
+LABEL_INSTANCE = "app.kubernetes.io/instance"  # the ShardedModel's name, for people and dashboards
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"  # MANAGER
+MANAGER = "lamella-operator"  # field manager of every server-side apply
+
+# -- annotations -------------------------------------------------------------------------------
+ANNOTATION_RESUME = f"{GROUP}/resume"  # a new value starts a Degraded model's retries afresh
+ANNOTATION_RESTARTS = f"{GROUP}/restarts"  # on a pod: how many predecessors failed in its place
+ANNOTATION_PREDECESSOR = f"{GROUP}/predecessor"  # on a pod: UID of the pod whose place it takes
 
 # -- ports (on a cluster; a local pipeline takes free ones) ------------------------------------
 PORT_HTTP = 8000  # the gateway's OpenAI endpoint
@@ -30,11 +38,14 @@ PORT_GATEWAY_LINK = 5700  # stage 0: ROUTER that gateways dial
 PORT_CONTROL = 5701  # stage 0: ROUTER that the other stages dial
 PORT_DATA = 5702  # every stage: PULL that its upstream neighbour dials
 PORT_PROBES = 8081  # every stage: /healthz /readyz /metrics /status
+PORT_LIVE = 8082  # every stage's parent process: /livez
+PORT_OPERATOR = 8083  # the operator: /healthz /readyz /metrics
 LOOPBACK = "127.0.0.1"  # where a local pipeline listens
 
 # -- roles: names of the ends of a link, also under which keys are exchanged -------------------
 ROLE_STAGE = "stage"
 ROLE_GATEWAY = "gateway"
+ROLE_INSPECTOR = "inspector"  # of a pod only: it has no link
 
 # -- environment -------------------------------------------------------------------------------
 ENV_HOME = "LAMELLA_HOME"  # where caches, demo models and run folders live
@@ -43,6 +54,11 @@ ENV_LOG_FORMAT = "LAMELLA_LOG_FORMAT"  # "text" (default) or "json"
 ENV_HF_ENDPOINT = "HF_ENDPOINT"  # the hub's address; huggingface_hub's own name for it
 ENV_HF_TOKEN = "HF_TOKEN"  # the hub's token; huggingface_hub's own name for it
 ENV_HF_OFFLINE = "HF_HUB_OFFLINE"  # "1": never connect; huggingface_hub's own name for it
+ENV_STAGE_CONFIG = "LAMELLA_STAGE_CONFIG"  # a stage's `StageConfig` itself, in a pod
+ENV_GATEWAY_CONFIG = "LAMELLA_GATEWAY_CONFIG"  # a gateway's `GatewayConfig` itself, in a pod
+ENV_POD_IP = "LAMELLA_POD_IP"  # the pod's address, which configurations refer to
+ENV_POD_NAME = "LAMELLA_POD_NAME"  # the pod's name, which tells gateways of one model apart
+ENV_REPLICA = "LAMELLA_REPLICA"  # which pipeline a pod belongs to, which configurations refer to
 
 # -- files -------------------------------------------------------------------------------------
 STAGE_CONFIG_FILE = "stage-{stage}.json"  # a stage's `StageConfig`
@@ -57,12 +73,14 @@ GENERATION_CONFIG_FILE = "generation_config.json"  # default sampling and end-of
 # -- HTTP paths --------------------------------------------------------------------------------
 PATH_HEALTH = "/healthz"  # the process runs
 PATH_READY = "/readyz"  # the process can take work
+PATH_LIVE = "/livez"  # the parent of a stage runs
 PATH_METRICS = "/metrics"  # Prometheus text
 PATH_STATUS = "/status"  # JSON for people and for the command line
 
 # -- choices that several packages check -------------------------------------------------------
 DTYPES = ("bfloat16", "float16", "float32")  # dtypes that weights are served in
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of one element
+DEVICES = ("cuda", "cpu")  # kinds of device that a manifest may name
 RUNNERS = ("auto", "fast", "packed", "sequential")  # ways to run a slice of layers
 STAGE_STATES = ("loading", "ready", "failed")  # what a stage says of itself
 

@@ -41,6 +41,7 @@ class ModelProfile:
     ``head_bytes`` counts that copy; the planner leaves it out when one stage holds both ends.
     ``boundary_bytes_per_token`` cross each cut per token. A stage may start at each layer index
     in ``allowed_cuts`` (0 need not be listed); ``cut_reason`` says why others are forbidden.
+    ``eos_token_ids`` end an answer.
     """
 
     uri: str
@@ -58,6 +59,7 @@ class ModelProfile:
     boundary_bytes_per_token: int
     allowed_cuts: tuple[int, ...]
     cut_reason: str = ""
+    eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in names.DTYPES:

@@ -1,8 +1,8 @@
 """The ShardedModel manifest: `parse` makes frozen values of it, or says what is wrong and where.
 
 Does not know whether the model exists or fits (`plan` does), nor how YAML is read. The same
-manifest is applied to a cluster and served locally; what only a cluster can heed (resources, node
-selectors, tolerations) is kept unread for the operator.
+manifest is applied to a cluster and served locally; what only a cluster can heed is checked here
+too (`spec_cluster`) and used by the operator alone.
 
 ::
 
@@ -20,6 +20,7 @@ selectors, tolerations) is kept unread for the operator.
         stageMemory: 24Gi                    # device memory of each stage
         split: [10, 8, 8, 6]                 # layers per stage; default: planned
         dtype: bfloat16                      # default: the model's own
+        device: cuda                         # default: cuda where a GPU is asked for, else cpu
         stageSpecs:                          # per stage, in order; its fields win over the above
           - {memory: 80Gi, resources: {}, nodeSelector: {}, tolerations: []}
       replicas: 1                            # whole pipelines
@@ -27,6 +28,24 @@ selectors, tolerations) is kept unread for the operator.
       resources: {limits: {nvidia.com/gpu: 1}}
       nodeSelector: {}
       tolerations: []
+      affinity: {}
+      priorityClassName: ""
+      runtimeClassName: ""
+      podLabels: {}
+      podAnnotations: {}
+      images: {worker: "", gateway: "", pullPolicy: IfNotPresent}   # default: the operator's
+      imagePullSecrets: [{name: registry}]
+      cache: {emptyDir: {sizeLimit: 80Gi}}   # or claimName: pvc, hostPath: /var/cache/lamella,
+                                             # ephemeralClaim: {size: 80Gi, storageClassName: fast}
+      rollout: {maxUnavailable: 1, maxSurge: 0}
+      recovery: {maxRestarts: 5, replaceAfterSeconds: 10}
+      scheduling: {timeoutSeconds: 300, topologyKey: kubernetes.io/hostname}
+      gateway: {replicas: 2, apiKeysSecretRef: {name: keys, key: keys}, resources: {},
+                requestDeadlineSeconds: 600}
+      drainSeconds: 30                       # that a stage 0 asked to end gives its requests
+      paused: false                          # true: the operator changes nothing
+      revisionHistoryLimit: 3
+      disruption: Allow                      # or Never: autoscalers leave the nodes alone
 """
 
 from __future__ import annotations
@@ -39,10 +58,12 @@ from typing import Any
 from lamella_contract import names
 from lamella_contract.errors import InvalidSpec
 from lamella_contract.model_uri import HF, ModelUri, is_revision, parse_model_uri
+from lamella_contract.spec_cluster import CLUSTER_KEYS, ClusterSpec, SecretKey, parse_cluster
 from lamella_contract.spec_fields import Fields, whole
 from lamella_contract.units import quantity
 
 __all__ = [
+    "ClusterSpec",
     "ContextSpec",
     "ModelSource",
     "PipelineSpec",
@@ -72,22 +93,23 @@ _METADATA_OF_SERVER = (
     "selfLink",
     "uid",
 )
-_SPEC = ("model", "pipeline", "replicas", "context", "resources", "nodeSelector", "tolerations")
+_SPEC = (
+    "model",
+    "pipeline",
+    "replicas",
+    "context",
+    "resources",
+    "nodeSelector",
+    "tolerations",
+    *CLUSTER_KEYS,
+)
 _MODEL = ("uri", "revision", "servedName", "tokenSecretRef")
 _SECRET = ("name", "key")
-_PIPELINE = ("stages", "stageMemory", "split", "dtype", "stageSpecs")
+_PIPELINE = ("stages", "stageMemory", "split", "dtype", "device", "stageSpecs")
 _STAGE = ("memory", "resources", "nodeSelector", "tolerations")
 _CONTEXT = ("maxLength", "maxSequences")
 
 _LABEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKey:
-    """One key of a Secret in the model's namespace."""
-
-    name: str
-    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +148,7 @@ class PipelineSpec:
 
     ``stages`` None: the fewest that fit; it is filled in from ``split`` or ``stageSpecs`` when
     they say it. ``stage_memory`` in bytes, None: unknown. ``split`` counts layers per stage.
-    ``dtype`` None: the model's own.
+    ``dtype`` None: the model's own. ``device`` None: a GPU where one is asked for.
     """
 
     stages: int | None = None
@@ -134,6 +156,7 @@ class PipelineSpec:
     split: tuple[int, ...] | None = None
     dtype: str | None = None
     stage_specs: tuple[StageSpec, ...] = ()
+    device: str | None = None
 
     def memory(self) -> int | tuple[int, ...] | None:
         """Bytes of device memory as `plan.plan` takes them: one number, one per stage, or None."""
@@ -156,7 +179,7 @@ class ContextSpec:
 
 @dataclass(frozen=True, slots=True)
 class ShardedModelSpec:
-    """The ``spec`` of a manifest; the last three are kept for the operator."""
+    """The ``spec`` of a manifest; the last four are the operator's."""
 
     model: ModelSource
     pipeline: PipelineSpec = PipelineSpec()
@@ -165,6 +188,7 @@ class ShardedModelSpec:
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +230,7 @@ def _spec(fields: Fields, name: str) -> ShardedModelSpec:
         resources=fields.mapping("resources"),
         node_selector=fields.strings("nodeSelector"),
         tolerations=fields.mappings("tolerations"),
+        cluster=parse_cluster(fields),
     )
 
 
@@ -259,7 +284,8 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
     dtype = fields.get("dtype")
     if dtype is not None and dtype not in names.DTYPES:
         raise InvalidSpec(fields.at("dtype"), dtype, f"one of {', '.join(names.DTYPES)}")
-    return PipelineSpec(stages, stage_memory, split, dtype, stage_specs)
+    device = fields.choice("device", names.DEVICES) if fields.get("device") else None
+    return PipelineSpec(stages, stage_memory, split, dtype, stage_specs, device)
 
 
 def _same_length(stages: int | None, length: int, path: str, what: str) -> int:

@@ -83,6 +83,22 @@ class Fields:
                 raise InvalidSpec(f"{self.at(key)}[{name!r}]", item, "a string")
         return value
 
+    def flag(self, key: str) -> bool:
+        """true or false; false if absent."""
+        value = self.get(key)
+        if value is not None and type(value) is not bool:
+            raise InvalidSpec(self.at(key), value, "true or false")
+        return bool(value)
+
+    def choice(self, key: str, known: tuple[str, ...]) -> str:
+        """One of ``known``; the first if absent."""
+        value = self.get(key)
+        if value is None:
+            return known[0]
+        if value not in known:
+            raise InvalidSpec(self.at(key), value, f"one of {', '.join(known)}")
+        return str(value)
+
     def items(self, key: str) -> list[Any] | None:
         """A list of at least one item, None if absent."""
         value = self.get(key)

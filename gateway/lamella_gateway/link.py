@@ -73,7 +73,7 @@ class Link:
         address: str,
         *,
         role: str,
-        config_hash: bytes,
+        model_hash: bytes,
         keys: LinkKeys,
         news: LinkNews,
         context: zmq.Context[zmq.Socket[bytes]],
@@ -86,7 +86,7 @@ class Link:
         self.frames_refused = 0
         self._status_s = float("-inf")
         self._problem = ""
-        self._config_hash = config_hash
+        self._model_hash = model_hash
         self._incarnation = NO_INCARNATION
         self._epoch = 0
         self._sequence = 0
@@ -130,7 +130,7 @@ class Link:
     def send(self, message: GatewayMessage) -> bool:
         """False when there is no connection to take it."""
         envelope = Envelope(
-            Kind.HELLO, self._config_hash, self._incarnation, self._epoch, self._sequence
+            Kind.HELLO, self._model_hash, self._incarnation, self._epoch, self._sequence
         )
         try:
             self._socket.send(encode_gateway(envelope, message), zmq.NOBLOCK)
@@ -181,7 +181,7 @@ class Link:
         if isinstance(message, Reject):
             self._refused(f"stage 0 refuses this gateway: {message.reason}")
             return
-        if envelope.config_hash != self._config_hash:
+        if envelope.config_hash != self._model_hash:
             self._refused("stage 0 was started with another configuration")
             return
         self._follow(envelope)

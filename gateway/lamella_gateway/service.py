@@ -59,7 +59,7 @@ class Gateway:
                 index,
                 address,
                 role=config.name,
-                config_hash=config.config_hash_bytes(),
+                model_hash=config.model_hash_bytes(),
                 keys=keys,
                 news=news,
                 context=context,

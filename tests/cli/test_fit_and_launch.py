@@ -148,7 +148,7 @@ def test_each_process_is_told_its_part() -> None:
     assert told.probe_ports == (20003, 20004)
     assert [role for role, _ in first.peer_keys] == ["stage-0", "stage-1", "gateway-0"]
     assert told.gateway.replicas == ("tcp://127.0.0.1:20002",)
-    assert told.gateway.config_hash == first.pipeline.config_hash().hex()
+    assert told.gateway.model_hash == first.pipeline.model_hash().hex()
     assert first.pipeline.eos_token_ids == (1, 106)
     for config in told.stages:
         assert StageConfig.from_json(config.to_json()) == config

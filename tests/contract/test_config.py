@@ -54,7 +54,7 @@ GATEWAY = GatewayConfig(
     tokenizer_path="/m",
     key_file="/k",
     peer_keys=(("stage-0", "a" * 40),),
-    config_hash=PIPELINE.config_hash().hex(),
+    model_hash=PIPELINE.model_hash().hex(),
     max_model_len=512,
     max_queued_tokens=4096,
     vocab_size=1000,
@@ -87,7 +87,21 @@ def test_the_hash_is_of_content_alone() -> None:
         )
         changed = dataclasses.replace(PIPELINE, **{field.name: other})
         assert changed.config_hash() != PIPELINE.config_hash(), field.name
-    assert GATEWAY.config_hash_bytes() == PIPELINE.config_hash()
+    assert GATEWAY.model_hash_bytes() == PIPELINE.model_hash()
+
+
+def test_requests_may_move_between_pipelines_that_serve_the_same_model_alike() -> None:
+    moved = {"splits": (0, 9), "replica": 3, "num_blocks": 7, "name": "other", "runner": "packed"}
+    assert dataclasses.replace(PIPELINE, **moved).model_hash() == PIPELINE.model_hash()
+    for field, value in {
+        "model_uid": "u",
+        "commit": "c",
+        "vocab_size": 9,
+        "max_model_len": 9,
+        "eos_token_ids": (9,),
+    }.items():
+        other = dataclasses.replace(PIPELINE, **{field: value})
+        assert other.model_hash() != PIPELINE.model_hash(), field
 
 
 def test_ranges_and_ends() -> None:
@@ -132,11 +146,17 @@ WRONG = {
         "peer_keys: a role stands twice",
     ),
     "port": (GATEWAY, {"http_port": 70000}, "http_port: got 70000, want 0 to 65535"),
-    "hash": (GATEWAY, {"config_hash": "xyz"}, "config_hash: got 'xyz', want 32 hex digits"),
+    "hash": (GATEWAY, {"model_hash": "xyz"}, "model_hash: got 'xyz', want 32 hex digits"),
     "replicas": (
         GATEWAY,
         {"replicas": ()},
-        "replicas: got none, want the address of at least one stage 0",
+        "replicas: got 0 addresses and discover='', want the address of at least one stage 0, or a "
+        "name to look them up by",
+    ),
+    "tokenizer": (
+        GATEWAY,
+        {"model_uri": "hf://a/b"},
+        "tokenizer_path: got '/m' and model_uri='hf://a/b', want one of them",
     ),
 }
 

@@ -94,7 +94,7 @@ class Lab:
             tokenizer_path=str(self.tokenizer_dir),
             key_file=str(key_file),
             peer_keys=(("stage-0", twins[0].public.decode()),),
-            config_hash=CONFIG_HASH.hex(),
+            model_hash=CONFIG_HASH.hex(),
             max_model_len=512,
             max_queued_tokens=1000,
             vocab_size=self.tokenizer.get_vocab_size(),

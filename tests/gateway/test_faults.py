@@ -231,7 +231,7 @@ def test_a_stranger_gets_nowhere(lab: Lab, eventually: Callable[..., None]) -> N
 
 def test_another_configuration_is_refused(lab: Lab, eventually: Callable[..., None]) -> None:
     twin = lab.twin(HELLO)
-    served = lab.serve(twin, wait=False, config_hash="ff" * 16)
+    served = lab.serve(twin, wait=False, model_hash="ff" * 16)
     with open_client(served) as http:
         eventually(lambda: "another configuration" in http.get("/status").text, 60.0)
         assert http.get("/health").status_code == 503

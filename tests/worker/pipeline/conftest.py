@@ -120,7 +120,7 @@ class Ring:
         return dealer
 
     def send(self, message: Submit | Cancel | Hello) -> None:
-        envelope = Envelope(Kind.HELLO, self.pipeline.config_hash(), NO_INCARNATION, 0, 0)
+        envelope = Envelope(Kind.HELLO, self.pipeline.model_hash(), NO_INCARNATION, 0, 0)
         assert self._socket.poll(int(PATIENCE_S * 1000), zmq.POLLOUT), "stage 0 is not there"
         self._socket.send(encode_gateway(envelope, message))
 

@@ -40,7 +40,7 @@ class GatewayPort:
     def __init__(self, config: StageConfig, network: Network, telemetry: Telemetry) -> None:
         self._network = network
         self._telemetry = telemetry
-        self._hash = config.pipeline.config_hash()
+        self._hash = config.pipeline.model_hash()
         roles = [role for role, _ in config.peer_keys if role.startswith(names.ROLE_GATEWAY)]
         self.socket = network.listen(
             zmq.ROUTER, config.gateway_address, domain="gateway", roles=roles
@@ -62,7 +62,7 @@ class GatewayPort:
                 self._refuse("a foreign key")
                 continue
             if envelope.config_hash != self._hash:
-                self._refuse("another configuration")
+                self._refuse("another model")
                 continue
             self._heard_s[owner] = now_s
             match message:

@@ -1,0 +1,249 @@
+"""The parts of a manifest that only a cluster heeds: how pods are placed, replaced and rolled.
+
+Part of `spec`, which documents the manifest as a whole; the local runner reads none of this. Parts
+that are Kubernetes' own (affinity, resources, tolerations) are kept as they are: the API server
+checks them when it is given a pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lamella_contract.errors import InvalidSpec
+from lamella_contract.spec_fields import Fields
+
+EMPTY_DIR, CLAIM, EPHEMERAL, HOST_PATH = "emptyDir", "claimName", "ephemeralClaim", "hostPath"
+CACHE_KINDS = (EMPTY_DIR, CLAIM, EPHEMERAL, HOST_PATH)
+TOPOLOGY_KEY = "kubernetes.io/hostname"
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+DISRUPTION_ALLOW, DISRUPTION_NEVER = "Allow", "Never"
+
+CLUSTER_KEYS = (
+    "images",
+    "imagePullSecrets",
+    "cache",
+    "affinity",
+    "priorityClassName",
+    "runtimeClassName",
+    "podLabels",
+    "podAnnotations",
+    "rollout",
+    "recovery",
+    "scheduling",
+    "gateway",
+    "drainSeconds",
+    "paused",
+    "revisionHistoryLimit",
+    "disruption",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKey:
+    """One key of a Secret in the model's namespace."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesSpec:
+    """Images that win over the operator's own; None is the operator's."""
+
+    worker: str | None = None
+    gateway: str | None = None
+    pull_policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """Where a stage keeps the bytes that it has read.
+
+    ``kind`` is one of `CACHE_KINDS`. ``size`` bytes limit an emptyDir (None: from the plan) or are
+    asked of an ephemeral claim; ``claim`` names a claim, ``path`` a folder of the node.
+    """
+
+    kind: str = EMPTY_DIR
+    size: int | None = None
+    claim: str = ""
+    storage_class: str | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """Whole pipelines that may be missing, and that may be too many, while a change rolls."""
+
+    max_unavailable: int = 1
+    max_surge: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySpec:
+    """``max_restarts`` failures of one stage in a row, then the model is Degraded.
+
+    A process that shows no sign of life for ``replace_after_s`` seconds is killed.
+    """
+
+    max_restarts: int = 5
+    replace_after_s: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingSpec:
+    """A half-placed pipeline that competes with another gives way after ``timeout_s`` seconds.
+
+    Neighbouring stages are placed close by ``topology_key``, where that is possible.
+    """
+
+    timeout_s: int = 300
+    topology_key: str = TOPOLOGY_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySpec:
+    """The OpenAI endpoint: how many, who may call it, how long a request waits for a token."""
+
+    replicas: int = 2
+    api_keys_secret: SecretKey | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    request_deadline_s: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """Everything of this module; each field has the manifest's name in snake case."""
+
+    images: ImagesSpec = ImagesSpec()
+    image_pull_secrets: tuple[str, ...] = ()
+    cache: CacheSpec = CacheSpec()
+    affinity: Mapping[str, Any] = field(default_factory=dict)
+    priority_class_name: str = ""
+    runtime_class_name: str = ""
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    rollout: RolloutSpec = RolloutSpec()
+    recovery: RecoverySpec = RecoverySpec()
+    scheduling: SchedulingSpec = SchedulingSpec()
+    gateway: GatewaySpec = GatewaySpec()
+    drain_s: int = 30
+    paused: bool = False
+    revision_history_limit: int = 3
+    disruption: str = DISRUPTION_ALLOW
+
+
+def parse_cluster(spec: Fields) -> ClusterSpec:
+    """What the keys in `CLUSTER_KEYS` of ``spec`` say; raises `InvalidSpec`."""
+    drain = spec.count("drainSeconds", 0, 3600)
+    history = spec.count("revisionHistoryLimit", 0, 100)
+    return ClusterSpec(
+        images=_images(spec.child("images", ("worker", "gateway", "pullPolicy"))),
+        image_pull_secrets=_pull_secrets(spec),
+        cache=_cache(spec.child("cache", CACHE_KINDS)),
+        affinity=spec.mapping("affinity"),
+        priority_class_name=spec.text("priorityClassName", ""),
+        runtime_class_name=spec.text("runtimeClassName", ""),
+        pod_labels=spec.strings("podLabels"),
+        pod_annotations=spec.strings("podAnnotations"),
+        rollout=_rollout(spec.child("rollout", ("maxUnavailable", "maxSurge"))),
+        recovery=_recovery(spec.child("recovery", ("maxRestarts", "replaceAfterSeconds"))),
+        scheduling=_scheduling(spec.child("scheduling", ("timeoutSeconds", "topologyKey"))),
+        gateway=_gateway(spec.child("gateway", _GATEWAY)),
+        drain_s=30 if drain is None else drain,
+        paused=spec.flag("paused"),
+        revision_history_limit=3 if history is None else history,
+        disruption=spec.choice("disruption", (DISRUPTION_ALLOW, DISRUPTION_NEVER)),
+    )
+
+
+_GATEWAY = ("replicas", "apiKeysSecretRef", "resources", "requestDeadlineSeconds")
+
+
+def secret_key(fields: Fields | None) -> SecretKey | None:
+    """A Secret's name and key, both needed."""
+    return None if fields is None else SecretKey(fields.text("name"), fields.text("key"))
+
+
+def _images(fields: Fields | None) -> ImagesSpec:
+    if fields is None:
+        return ImagesSpec()
+    policy = None
+    if fields.get("pullPolicy") is not None:
+        policy = fields.choice("pullPolicy", PULL_POLICIES)
+    worker, gateway = fields.text("worker", ""), fields.text("gateway", "")
+    return ImagesSpec(worker or None, gateway or None, policy)
+
+
+def _pull_secrets(spec: Fields) -> tuple[str, ...]:
+    where = spec.at("imagePullSecrets")
+    items = spec.items("imagePullSecrets") or []
+    return tuple(
+        Fields(item, f"{where}[{i}]", ("name",)).text("name") for i, item in enumerate(items)
+    )
+
+
+def _cache(fields: Fields | None) -> CacheSpec:
+    if fields is None:
+        return CacheSpec()
+    given = [kind for kind in CACHE_KINDS if fields.get(kind) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "nothing"
+        raise InvalidSpec(fields.path, got, f"one of {', '.join(CACHE_KINDS)}")
+    kind = given[0]
+    if kind == CLAIM:
+        return CacheSpec(kind, claim=fields.text(kind))
+    if kind == HOST_PATH:
+        path = fields.text(kind, want="an absolute path")
+        if not path.startswith("/"):
+            raise InvalidSpec(fields.at(kind), path, "an absolute path")
+        return CacheSpec(kind, path=path)
+    if kind == EMPTY_DIR:
+        inner = fields.child(kind, ("sizeLimit",))
+        return CacheSpec(kind, None if inner is None else inner.bytes("sizeLimit"))
+    inner = fields.child(kind, ("size", "storageClassName"))
+    size = None if inner is None else inner.bytes("size")
+    if inner is None or size is None:
+        raise InvalidSpec(f"{fields.at(kind)}.size", None, "bytes, such as 50Gi")
+    return CacheSpec(kind, size, storage_class=inner.text("storageClassName", "") or None)
+
+
+def _rollout(fields: Fields | None) -> RolloutSpec:
+    if fields is None:
+        return RolloutSpec()
+    unavailable, surge = fields.count("maxUnavailable", 0), fields.count("maxSurge", 0)
+    rollout = RolloutSpec(1 if unavailable is None else unavailable, surge or 0)
+    if rollout == RolloutSpec(0, 0):
+        want = "maxUnavailable or maxSurge above 0: with both 0 nothing can be rolled"
+        raise InvalidSpec(fields.path, "both 0", want)
+    return rollout
+
+
+def _recovery(fields: Fields | None) -> RecoverySpec:
+    if fields is None:
+        return RecoverySpec()
+    restarts = fields.count("maxRestarts", 0, 1000)
+    replace = fields.count("replaceAfterSeconds", 2, 3600)
+    return RecoverySpec(5 if restarts is None else restarts, 10 if replace is None else replace)
+
+
+def _scheduling(fields: Fields | None) -> SchedulingSpec:
+    if fields is None:
+        return SchedulingSpec()
+    timeout = fields.count("timeoutSeconds", 10)
+    key = fields.text("topologyKey", TOPOLOGY_KEY)
+    return SchedulingSpec(300 if timeout is None else timeout, key)
+
+
+def _gateway(fields: Fields | None) -> GatewaySpec:
+    if fields is None:
+        return GatewaySpec()
+    replicas = fields.count("replicas", 1, 100)
+    deadline = fields.count("requestDeadlineSeconds", 1)
+    return GatewaySpec(
+        replicas=2 if replicas is None else replicas,
+        api_keys_secret=secret_key(fields.child("apiKeysSecretRef", ("name", "key"))),
+        resources=fields.mapping("resources"),
+        request_deadline_s=600 if deadline is None else deadline,
+    )
