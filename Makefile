@@ -5,7 +5,8 @@ BIN := .venv/bin
 PORT ?= 8000
 STAGES ?= 2
 
-.PHONY: help setup run check format lint types imports unit test families serve-test bench map clean
+.PHONY: help setup run check format lint types imports unit test families serve-test integration \
+	e2e images bench bench-operator golden map clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,15 +32,30 @@ imports:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/pytest -q -m 'not families and not serve'
+	$(BIN)/pytest -q -m 'not families and not serve and not apiserver and not e2e'
 
-test: setup unit families serve-test ## Every test: unit, all model families, the whole thing as a user runs it
+test: setup unit families serve-test integration ## Every test that needs no cluster
 
 families: setup ## The law of the split, for every family of the installed transformers
 	$(BIN)/pytest -q -m families --timeout 1800
 
 serve-test: setup ## Real processes, real sockets, the real demo model
 	$(BIN)/pytest -q -m serve --timeout 900
+
+integration: setup ## The operator on a real kube-apiserver (scripts/control-plane finds or builds one)
+	$(BIN)/pytest -q -m apiserver --timeout 600
+
+images: ## Build the operator's and the worker's image with docker
+	scripts/images
+
+e2e: setup ## Real pods: chart, sample and every fault, on the cluster of KUBECONFIG or on one of its own
+	scripts/e2e
+
+bench-operator: setup ## A thousand models on a real API server: memory, time to converge, time to replace
+	$(BIN)/python -m benchmarks.operator_bench
+
+golden: setup ## Write the golden manifests anew; the diff is for reviewers
+	$(BIN)/pytest -q tests/operator_/desired tests/chart --update-golden
 
 bench: setup ## Measure the figures that docs/performance.md states
 	$(BIN)/python -m benchmarks

@@ -15,6 +15,7 @@ PACKAGES = {
     "contract/lamella_contract": ("torch", "zmq", "numpy", "transformers", "starlette"),
     "checkpoint/lamella_checkpoint": ("torch", "zmq", "starlette"),
     "gateway/lamella_gateway": ("torch",),
+    "operator/lamella_operator": ("torch", "transformers", "starlette"),
     "cli/lamella": ("torch", "starlette"),
 }
 MODULES = sorted(

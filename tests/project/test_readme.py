@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("contract", "checkpoint", "worker", "gateway", "cli")
+PACKAGES = ("contract", "checkpoint", "worker", "gateway", "operator", "cli")
 MAP = re.compile(r"<!-- file map.*?-->\n(.*?)<!-- end of file map -->", re.DOTALL)
 
 
