@@ -1,7 +1,10 @@
 """Stage 0's socket to the gateways: who they are, what they ask, what they are told.
 
 Knows no ring and no scheduler: requests go to the compute thread as `FromGateway`, and what is to
-be told comes from outside. A gateway is known by the role that its key proves.
+be told comes from outside. A gateway calls itself ``gateway-0/<instance>``: the role must be the
+one that its key proves, the instance tells gateways of one role apart. A gateway that was told of
+another model (or of another revision of it) is told how this pipeline is, so that it can say so,
+and nothing more.
 """
 
 from __future__ import annotations
@@ -58,11 +61,15 @@ class GatewayPort:
             except WireError as error:
                 self._refuse(str(error))
                 continue
-            if self._network.role_of(frame).encode() != owner:
+            role = self._network.role_of(frame).encode()
+            if not role or owner.partition(b"/")[0] != role:
                 self._refuse("a foreign key")
                 continue
             if envelope.config_hash != self._hash:
-                self._refuse("another model")
+                if isinstance(message, Hello):
+                    self.greeted.append(owner)
+                else:
+                    self._refuse("another model")
                 continue
             self._heard_s[owner] = now_s
             match message:
@@ -74,24 +81,29 @@ class GatewayPort:
 
     def tell(self, envelope: Envelope, status: PipelineStatus, *, everyone: bool) -> None:
         """Send the pipeline's state to those that said hello since, or to all."""
-        owners = list(self._heard_s) if everyone else self.greeted
+        owners = list({*self._heard_s, *self.greeted}) if everyone else self.greeted
         if owners:
-            frame = encode_gateway(envelope, status)
+            frame = encode_gateway(self._ours(envelope), status)
             for owner in owners:
                 send_to(self.socket, owner, frame)
         self.greeted = []
 
     def pass_on(self, envelope: Envelope, news: ToGateway) -> None:
         """Send one step's events to the gateway that they belong to."""
-        send_to(self.socket, news.owner, encode_gateway(envelope, Events(news.events)))
+        send_to(self.socket, news.owner, encode_gateway(self._ours(envelope), Events(news.events)))
 
     def expire(self, now_s: float) -> list[DropOwner]:
         """Forget gateways that have fallen silent."""
         gone = [o for o, heard_s in self._heard_s.items() if now_s - heard_s > GATEWAY_SILENCE_S]
         for owner in gone:
-            log.warning("a gateway is gone", extra={"gateway": owner.decode()})
+            log.warning("a gateway is gone", extra={"gateway": owner.decode("utf-8", "replace")})
             del self._heard_s[owner]
         return [DropOwner(owner) for owner in gone]
+
+    def _ours(self, envelope: Envelope) -> Envelope:
+        """Gateways compare the model, where stages compare the whole pipeline."""
+        kind, incarnation = envelope.kind, envelope.incarnation
+        return Envelope(kind, self._hash, incarnation, envelope.epoch, envelope.sequence)
 
     def _refuse(self, reason: str) -> None:
         self._telemetry.counters.frames_refused += 1
