@@ -32,7 +32,8 @@ metric's label); `from_kind` makes the typed error again on the other side.
     │   └── OutOfMemory        the device has no memory for this step
     └── PipelineError          the ring of stages cannot serve now
         ├── PipelineUnavailable  no ready pipeline: wait
-        └── StageLost          a stage died under a request: send it again
+        ├── StageLost          a stage died under a request: send it again
+        └── StageReplaced      another process has this one's place: end
 """
 
 from __future__ import annotations
@@ -210,6 +211,12 @@ class StageLost(PipelineError):
     """A stage died while a request was in flight; send the request again."""
 
     kind: ClassVar[str] = "stage_lost"
+
+
+class StageReplaced(PipelineError):
+    """A newer process has this stage's place in the ring; this one is to end, not to try again."""
+
+    kind: ClassVar[str] = "stage_replaced"
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -57,6 +57,7 @@ ENV_HF_OFFLINE = "HF_HUB_OFFLINE"  # "1": never connect; huggingface_hub's own n
 ENV_STAGE_CONFIG = "LAMELLA_STAGE_CONFIG"  # a stage's `StageConfig` itself, in a pod
 ENV_GATEWAY_CONFIG = "LAMELLA_GATEWAY_CONFIG"  # a gateway's `GatewayConfig` itself, in a pod
 ENV_POD_IP = "LAMELLA_POD_IP"  # the pod's address, which configurations refer to
+ENV_POD_UID = "LAMELLA_POD_UID"  # the pod's UID: a process of a replaced pod is refused
 ENV_POD_NAME = "LAMELLA_POD_NAME"  # the pod's name, which tells gateways of one model apart
 ENV_REPLICA = "LAMELLA_REPLICA"  # which pipeline a pod belongs to, which configurations refer to
 

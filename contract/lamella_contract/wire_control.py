@@ -20,8 +20,9 @@ class Join:
 
     ``data_address`` is where its upstream neighbour must dial; ``num_blocks`` is how many cache
     blocks it can hold (0 while unknown). ``incarnation`` (hex) and ``epoch`` are the newest
-    membership that it has seen, so that a new scheduler can go above. ``process`` is a random
-    name of this run of the stage: another one means another process in the stage's place.
+    membership that it has seen, so that a new scheduler can go above. ``process`` names this run
+    of the stage: ``<pod>.<random>``. Another one means another process in the stage's place, and
+    another pod that all processes of the one before are replaced for good.
     """
 
     role: str
@@ -97,9 +98,13 @@ class MembersAck:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Stage 0 will not have this peer; ``reason`` says what to mend."""
+    """Stage 0 will not have this peer; ``reason`` says what to mend.
+
+    ``replaced``: a newer process has its place, and it is to end without trying again.
+    """
 
     reason: str
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

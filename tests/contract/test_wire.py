@@ -98,7 +98,7 @@ RARE = st.one_of(
     st.builds(wire.Heartbeat, COUNT, STATES, COUNT, COUNT, FINITE, TEXT, COUNT, COUNT),
     st.builds(wire.Members, BYTES16.map(bytes.hex), COUNT, TEXT, TEXT, COUNT, COUNT),
     st.builds(wire.MembersAck, COUNT, TEXT, COUNT, COUNT),
-    st.builds(wire.Reject, TEXT),
+    st.builds(wire.Reject, TEXT, st.booleans()),
     st.builds(wire.Goodbye, COUNT, TEXT),
 )
 MESSAGES = st.one_of(STEPS, DONES, EVENTS, RARE)
