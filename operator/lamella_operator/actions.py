@@ -1,7 +1,9 @@
 """What can be done in one reconcile, and the situation that it was decided in. Values only.
 
 Every write has a deterministic name and every delete a UID, so that doing an action twice, or
-doing it late, is harmless.
+doing it late, is harmless. They are done in order. One that fails ends the pass (the rest would
+lean on it), with one exception: a pod that the API server refuses for good (quota, admission) is
+told as a `Refusal`, and the pass goes on.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ Action = Create | Apply | Delete | EnsureKeys | Wait
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Why something is as it is: a CamelCase ``reason`` of `status.reasons`, and words."""
+    """Why something is as it is: a CamelCase ``reason`` of `reasons`, and words."""
 
     reason: str
     message: str

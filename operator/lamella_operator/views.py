@@ -50,8 +50,10 @@ class PodView:
     ``deleted_s`` is when its grace period ends (None: not being deleted). ``reason`` and
     ``message`` are the pod's own (Evicted, UnexpectedAdmissionError, NodeLost, ...);
     ``unschedulable`` is the scheduler's message, ``waiting_*`` the kubelet's about the container.
-    ``restarts`` counts predecessors that failed in its place, ``resume`` is the annotation that
-    the model had when the pod was made.
+    ``ready_since_s`` is 0.0 while it is not ready; ``started_s`` is when the container that runs
+    now was started, 0.0 while none runs. ``last_exit`` is the newest exit of the main container,
+    whether it has been restarted since or not. ``restarts`` counts predecessors that failed in
+    its place, ``resume`` is the annotation that the model had when the pod was made.
     """
 
     name: str
@@ -75,6 +77,7 @@ class PodView:
     waiting_reason: str = ""
     waiting_message: str = ""
     running: bool = False
+    started_s: float = 0.0
     restart_count: int = 0
     last_exit: Exit | None = None
     restarts: int = 0
