@@ -6,7 +6,7 @@ Made from the API's answers by `reconciling.observe`, and by tests. Times are se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,13 +152,19 @@ class Rival:
     created_s: float
 
 
+def no_keys(role: str) -> str:
+    """Stands where nobody is asked for keys."""
+    raise LookupError(f"no key of {role!r} was given")
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """One model and all that belongs to it.
 
     ``rings`` has an entry for each replica whose stage 0 was asked and answered. ``rivals`` is
     filled only when a replica of ours has been half-placed for its timeout. ``refusals`` are of
-    the actions of this very reconcile, when it is told after acting.
+    the actions of this very reconcile, when it is told after acting. ``public_key`` gives the
+    public key (z85) of a role (``stage-0``, ``gateway-0``); it is derived when it is asked for.
     """
 
     now_s: float
@@ -171,3 +177,4 @@ class Observed:
     rings: Mapping[int, RingView] = field(default_factory=dict)
     rivals: tuple[Rival, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    public_key: Callable[[str], str] = field(default=no_keys, compare=False)
