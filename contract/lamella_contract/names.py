@@ -70,10 +70,12 @@ MODEL_CONFIG_FILE = "config.json"  # a model folder's architecture
 SAFETENSORS_FILE = "model.safetensors"  # weights in one file
 SAFETENSORS_INDEX_FILE = "model.safetensors.index.json"  # weights in several files
 GENERATION_CONFIG_FILE = "generation_config.json"  # default sampling and end-of-text ids
+TERMINATION_LOG = "/dev/termination-log"  # where a pod's container leaves why it ended
 
 # -- HTTP paths --------------------------------------------------------------------------------
 PATH_HEALTH = "/healthz"  # the process runs
 PATH_READY = "/readyz"  # the process can take work
+PATH_SERVING = "/health"  # the gateway: a request would be served now
 PATH_LIVE = "/livez"  # the parent of a stage runs
 PATH_METRICS = "/metrics"  # Prometheus text
 PATH_STATUS = "/status"  # JSON for people and for the command line
