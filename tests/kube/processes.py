@@ -1,0 +1,167 @@
+"""Programs that a test starts: on free loopback ports, and gone when the tests are gone.
+
+Knows no Kubernetes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+# Below the range from which systems take ports for outgoing connections, so that a program that
+# was stopped finds its port free when it starts again.
+PORTS = range(20000, 32000)
+TRIES = 200
+
+# PR_SET_PDEATHSIG (1): the kernel kills the program when the process that started it is gone. Set
+# between fork and exec by a program of its own, for `preexec_fn` is unsafe beside threads.
+_LAUNCHER = """
+import ctypes, os, sys
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the tests ended before this program began")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Program:
+    """One program with its log; started and stopped as often as a test likes."""
+
+    def __init__(self, log: Path, *command: str) -> None:
+        self.name = Path(command[0]).name
+        self.log = log
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """None while it is not running."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def start(self) -> None:
+        """Does nothing while it runs."""
+        if self.pid is not None:
+            return
+        launcher = (sys.executable, "-SE", "-c", _LAUNCHER, str(os.getpid()))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*launcher, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal if it runs; SIGSTOP makes a program that hangs."""
+        if self._process is not None and self.pid is not None:
+            self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send ``number`` and wait until it is gone. SIGKILL by default: none keeps anything."""
+        if self._process is None:
+            return
+        self.send(number)
+        self.send(signal.SIGCONT)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+        """Wait for ``condition`` while the program runs; its log's end is in the failure."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            if self.pid is None or time.monotonic() > end:
+                what = "ended" if self.pid is None else f"was not ready in {timeout_s:.0f} s"
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self.name} {what}; the end of {self.log}:\n{tail}")
+            time.sleep(0.05)
+
+
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 30) -> T:
+    """Wait until ``condition`` says something true, and return that."""
+    end = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.05)
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` loopback ports that nobody listens on."""
+    found: list[int] = []
+    for port in random.sample(PORTS, TRIES):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")
+
+
+def write_certificate(certificate: Path, key: Path) -> None:
+    """A certificate for 127.0.0.1 that is its own authority, and its key; both PEM."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.IPAddress(ipaddress.ip_address(LOOPBACK))
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=2))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(secret.public_key()), False)
+        .sign(secret, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
