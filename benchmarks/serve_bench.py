@@ -109,10 +109,10 @@ def serving(model: Path, *words: str) -> Iterator[Server]:
 
 
 def wait_ready(server: Server) -> None:
-    """Returns when /readyz is 200; shows the log when the server ended instead."""
+    """Returns when /health is 200; shows the log when the server ended instead."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        answer = watch.get("127.0.0.1", server.port, "/readyz")
+        answer = watch.get("127.0.0.1", server.port, "/health")
         if answer is not None and answer[0] == 200:
             return
         if server.process.poll() is not None:

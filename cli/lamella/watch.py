@@ -91,7 +91,7 @@ def look(stage_ports: tuple[int, ...], gateway_host: str, gateway_port: int) -> 
         stages.append(
             StageStatus(stage) if document is None else StageStatus.parse(stage, document)
         )
-    answer = get(gateway_host, gateway_port, names.PATH_READY)
+    answer = get(gateway_host, gateway_port, names.PATH_SERVING)
     if answer is None:
         return Snapshot(tuple(stages), False, "the gateway does not answer yet")
     ready = answer[0] == 200

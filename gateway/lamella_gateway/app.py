@@ -23,7 +23,6 @@ from lamella_contract import names
 
 from .errors import ApiError, not_found, too_large, unavailable
 from .generate import StreamedAnswer, WholeAnswer
-from .metrics import Metrics
 from .openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -59,15 +58,15 @@ def create_app(gateway: Gateway) -> ASGIApp:
             Exception: _on_bug,
         },
     )
-    return Counted(app, gateway.metrics, frozenset(route.path for route in routes))
+    return Around(app, gateway, frozenset(route.path for route in routes))
 
 
-class Counted:
-    """Counts requests by route and status around an application."""
+class Around:
+    """Counts requests by route and status; a gateway that leaves closes its connections."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway, paths: frozenset[str]) -> None:
         self._app = app
-        self._metrics = metrics
+        self._gateway = gateway
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +78,9 @@ class Counted:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
+                if self._gateway.leaving:
+                    # the next request is to make a connection, and so to find another gateway
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:
@@ -86,7 +88,7 @@ class Counted:
         finally:
             # paths that are not ours would make as many series as someone cares to invent
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(path, str(code)).inc()
+            self._gateway.metrics.requests.labels(path, str(code)).inc()
 
 
 def _generate(gateway: Gateway, parse: Parse) -> Endpoint:
@@ -125,13 +127,18 @@ def _state_routes(gateway: Gateway) -> list[Route]:
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     async def alive(request: Request) -> Response:
-        return _json({"status": "ok"})
+        return Response(b"ok\n", media_type="text/plain")
 
-    async def ready(request: Request) -> Response:
-        reason = gateway.not_ready_reason()
+    def answer(reason: str) -> Response:
         if reason:
             return _json({"status": "unready", "reason": reason}, 503)
         return _json({"status": "ok"})
+
+    async def accepts(request: Request) -> Response:
+        return answer(gateway.not_accepting_reason())
+
+    async def serves(request: Request) -> Response:
+        return answer(gateway.not_ready_reason())
 
     async def status(request: Request) -> Response:
         return _json(gateway.status())
@@ -144,8 +151,8 @@ def _state_routes(gateway: Gateway) -> list[Route]:
 
     return [
         Route("/", index),
-        Route("/health", ready),
-        Route(names.PATH_READY, ready),
+        Route(names.PATH_SERVING, serves),
+        Route(names.PATH_READY, accepts),
         Route(names.PATH_HEALTH, alive),
         Route(names.PATH_STATUS, status),
         Route(names.PATH_METRICS, metrics),

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from .answer import Answer
-from .dispatch import Dispatcher, Ticket
+from .dispatch import Dispatcher
 from .errors import ApiError
 from .metrics import Metrics
 from .openai_responses import KEEP_ALIVE, ResponseWriter, error_event
+from .ticket import Ticket
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -90,6 +91,8 @@ class StreamedAnswer:
             await _write(send, error_event(error), more=False)
         finally:
             watcher.cancel()
+            if self._started:
+                generation.metrics.streams.dec()
             generation.end()
 
     async def _stream(self, send: Send) -> None:
@@ -101,6 +104,7 @@ class StreamedAnswer:
             chunk = KEEP_ALIVE if text is None else writer.text(text) if text else b""
             if not self._started:
                 self._started = True
+                generation.metrics.streams.inc()
                 headers = generation.headers(*_STREAM_HEADERS)
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 chunk = writer.begin() + chunk

@@ -1,8 +1,9 @@
 """Every live request: what was asked, what was answered, by which attempt, on which replica.
 
-Pure: knows ids, positions and times that it is given; no sockets, no text, no clock. It outlives
-any stage: from an entry alone a request can be submitted again, and the client sees each token
-once. The rules:
+Pure: knows ids, positions and times that it is given; no sockets, no text, no clock. A replica is
+one whole pipeline, named by its address; replicas come and go. The journal outlives any of them:
+from an entry alone a request can be submitted again, and the client sees each token once. The
+rules:
 
 1. Only the current attempt's events are taken, and only at the next position. What overlaps is
    cut, what was seen is dropped, what leaves a gap makes the journal ask for a replay. The last
@@ -39,9 +40,19 @@ class Entry:
     last_news_s: float
     emitted: list[int] = field(default_factory=list)
     attempt: int = 0  # the first submission is attempt 1
-    replica: int | None = None
+    replica: str | None = None
     asked_s: float = float("-inf")  # when a replay was last asked for
     losses: int = 0  # replicas lost since the last token
+    full_until_s: dict[str, float] = field(default_factory=dict)  # replicas that refused it
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a replica took it in before: its client waits for more than a first answer."""
+        return bool(self.emitted or self.losses)
+
+    def may_go_to(self, replica: str, now_s: float) -> bool:
+        """Not to a replica that was too full for it a moment ago."""
+        return self.full_until_s.get(replica, now_s) <= now_s
 
     def owed_tokens(self) -> int:
         """Tokens that a replica computes for this request at most, from where it is now."""
@@ -68,7 +79,7 @@ class Journal:
 
     def __init__(self, eos_token_ids: Iterable[int] = ()) -> None:
         self._entries: dict[bytes, Entry] = {}
-        self._owed: dict[int, int] = {}  # replica -> tokens that it still owes
+        self._owed: dict[str, int] = {}  # replica -> tokens that it still owes
         self._eos = frozenset(eos_token_ids)
         self._cancelled_s: OrderedDict[bytes, float] = OrderedDict()  # request -> when, lately
 
@@ -81,13 +92,25 @@ class Journal:
     def get(self, request_id: bytes) -> Entry | None:
         return self._entries.get(request_id)
 
-    def owed(self, replica: int) -> int:
+    def owed(self, replica: str) -> int:
         """Tokens that ``replica`` still has to compute for this gateway, at most."""
         return self._owed.get(replica, 0)
 
     def pending(self) -> list[Entry]:
         """Entries that no replica has, oldest first."""
         return [entry for entry in self._entries.values() if entry.replica is None]
+
+    def held_tokens(self) -> int:
+        """Prompt tokens of the requests that no replica has."""
+        return sum(len(e.prompt_ids) for e in self._entries.values() if e.replica is None)
+
+    def queued_tokens(self) -> int:
+        """Prompt tokens of the requests that have no token yet, wherever they wait."""
+        return sum(len(e.prompt_ids) for e in self._entries.values() if not e.emitted)
+
+    def on(self, replica: str) -> list[Entry]:
+        """Entries that ``replica`` has."""
+        return [entry for entry in self._entries.values() if entry.replica == replica]
 
     def add(
         self, request_id: bytes, prompt_ids: tuple[int, ...], sampling: Sampling, now_s: float
@@ -97,7 +120,7 @@ class Journal:
         self._entries[request_id] = entry
         return entry
 
-    def submit(self, entry: Entry, replica: int) -> Submit:
+    def submit(self, entry: Entry, replica: str) -> Submit:
         """Give ``entry`` to ``replica`` as its next attempt, with all ids known."""
         assert entry.replica is None
         entry.attempt += 1
@@ -118,7 +141,7 @@ class Journal:
             self._owe(entry.replica, -entry.owed_tokens())
             entry.replica = None
 
-    def orphan(self, replica: int, event: TokenEvent, now_s: float) -> Cancel | None:
+    def orphan(self, replica: str, event: TokenEvent, now_s: float) -> Cancel | None:
         """What to tell a replica that works for nobody: on a request that this gateway does not
         know (an earlier run of it did, or a cancel was lost) or that moved to another replica."""
         entry = self._entries.get(event.request_id)
@@ -144,7 +167,7 @@ class Journal:
         self._owe(entry.replica, -entry.owed_tokens())
         return Cancel(request_id, entry.attempt)
 
-    def take(self, replica: int, event: TokenEvent, now_s: float) -> News | Replay | None:
+    def take(self, replica: str, event: TokenEvent, now_s: float) -> News | Replay | None:
         """Rule 1. None: nothing new (another attempt's, seen before, or a replay is under way)."""
         entry = self._entries.get(event.request_id)
         if entry is None or entry.replica != replica or entry.attempt != event.attempt:
@@ -168,22 +191,26 @@ class Journal:
             self.remove(entry.request_id)
         return News(entry, ids, event.finish)
 
-    def lost(self, replica: int) -> list[News]:
+    def lost(self, replica: str) -> list[News]:
         """Rule 2: ``replica`` forgot everything. Ends of answers that need no more tokens."""
-        held = [entry for entry in self._entries.values() if entry.replica == replica]
+        held = self.on(replica)
         return [news for entry in held if (news := self._take_back(entry)) is not None]
+
+    def forget(self, replica: str) -> None:
+        """A replica that has no request is gone for good."""
+        assert not self._owed.pop(replica, 0)
 
     def overdue(self, now_s: float, deadline_s: float) -> list[Entry]:
         """Rule 3: entries without news for longer than ``deadline_s``."""
         return [e for e in self._entries.values() if now_s - e.last_news_s > deadline_s]
 
-    def ask_again(self, now_s: float, idle: Mapping[int, bool]) -> list[tuple[int, Replay] | News]:
+    def ask_again(self, now_s: float, idle: Mapping[str, bool]) -> list[tuple[str, Replay] | News]:
         """Rule 3: replays to send, and ends of answers that need no more tokens.
 
         ``idle`` says of each ready replica if it has nothing to do: it never got an entry that it
         should have, or the entry's end was lost. Such an entry is taken back and goes out again.
         """
-        todo: list[tuple[int, Replay] | News] = []
+        todo: list[tuple[str, Replay] | News] = []
         for entry in list(self._entries.values()):
             if entry.replica is None or entry.replica not in idle:
                 continue
@@ -201,7 +228,7 @@ class Journal:
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the counters do not add up."""
-        owed: dict[int, int] = {}
+        owed: dict[str, int] = {}
         for entry in self._entries.values():
             if entry.replica is not None:
                 owed[entry.replica] = owed.get(entry.replica, 0) + entry.owed_tokens()
@@ -237,5 +264,5 @@ class Journal:
                 return "stop"
         return "length" if len(entry.emitted) >= sampling.max_tokens else ""
 
-    def _owe(self, replica: int, tokens: int) -> None:
+    def _owe(self, replica: str, tokens: int) -> None:
         self._owed[replica] = self._owed.get(replica, 0) + tokens

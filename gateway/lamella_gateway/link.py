@@ -2,9 +2,9 @@
 
 Knows ZeroMQ, the envelope and nothing of HTTP, text or journals: the dispatcher gets messages and
 two facts, "something was lost" and "something changed". One DEALER per replica, named by this
-gateway's role, dials the ROUTER of stage 0 with CURVE: we know stage 0's public key, and its
-allow-list (ZAP) knows ours. The socket is driven by the event loop's file readers, not by a
-future per message: a token costs no task here.
+gateway's role and instance, dials the ROUTER of stage 0 with CURVE: we know stage 0's public key,
+and its allow-list (ZAP) knows ours. A link is known by the address that it dials. The socket is
+driven by the event loop's file readers, not by a future per message: a token costs no task here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from lamella_contract.wire import (
     encode_gateway,
 )
 
+from .link_keys import LinkKeys
+
+DRAINING = "draining"  # how the reason of a pipeline begins that ends what it has and goes
 HELLO_EVERY_S = 1.0  # also our heartbeat: stage 0 frees the requests of a gateway that died
+HELLO_OTHERS_EVERY_S = 5.0  # to stage 0s of another revision: they answer, and that is all
 STATUS_FRESH_S = 1.0  # a status older than this says nothing any more
 # Submits wait in the socket for at most as long as TCP is slow; IMMEDIATE keeps them from waiting
 # for a peer that is not there.
@@ -41,27 +45,21 @@ SEND_HIGH_WATER = 65_536
 RECEIVE_HIGH_WATER = 65_536
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
+CONNECT_MS = 500
 HANDSHAKE_MS = 2_000
+UNACKNOWLEDGED_MS = 10_000  # a node that lost its power says nothing, and TCP alone waits minutes
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkKeys:
-    """CURVE keys in z85: this gateway's pair and stage 0's public key."""
-
-    public: bytes
-    secret: bytes
-    server: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LinkNews:
     """What a link tells the dispatcher; each is called on the event loop."""
 
-    events: Callable[[int, Events], None]
-    lost: Callable[[int, str], None]  # replica and why: what was submitted there is gone
-    status: Callable[[int], None]  # a status came, or the link came or went
+    events: Callable[[str, Events], None]
+    lost: Callable[[str, str], None]  # replica and why: what was submitted there is gone
+    status: Callable[[str], None]  # a status came, or the link came or went
+    gone: Callable[[str], None]  # the link was dropped
 
 
 class Link:
@@ -69,20 +67,19 @@ class Link:
 
     def __init__(
         self,
-        index: int,
         address: str,
         *,
-        role: str,
+        identity: str,
         model_hash: bytes,
         keys: LinkKeys,
         news: LinkNews,
         context: zmq.Context[zmq.Socket[bytes]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.index = index
         self.address = address
         self.connected = False
         self.status: PipelineStatus | None = None
+        self.is_other = False  # stage 0 is there, of another model or another revision of it
         self.frames_refused = 0
         self._status_s = float("-inf")
         self._problem = ""
@@ -90,17 +87,19 @@ class Link:
         self._incarnation = NO_INCARNATION
         self._epoch = 0
         self._sequence = 0
-        self._hello = Hello(role, os.getpid())
+        self._hello = Hello(identity.partition("/")[0], os.getpid())
         self._hello_s = float("-inf")
+        self._served_s = loop.time()
         self._news = news
         self._loop = loop
         self._read_soon = False
-        self._socket = _dealer(context, role, keys)
+        self._socket = _dealer(context, identity, keys)
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         )
         loop.add_reader(_option(self._socket, zmq.FD), self._readable)
         loop.add_reader(_option(self._monitor, zmq.FD), self._monitored)
+        self._socket.setsockopt(zmq.IPV6, int("[" in address))
         self._socket.connect(address)
         loop.call_soon(self._monitored)
 
@@ -117,15 +116,30 @@ class Link:
         """Why it is not ready; "" when it is."""
         if not self.connected:
             return self._problem or f"no connection to stage 0 at {self.address}"
+        if self.is_other:
+            return f"stage 0 at {self.address} is of another revision of the model"
         if self.status is None:
             return self._problem or "stage 0 has not said how it is"
         if now_s - self._status_s > STATUS_FRESH_S:
             return f"stage 0 has been silent for {now_s - self._status_s:.1f} s"
         return "" if self.status.ready else (self.status.reason or "the pipeline is not ready")
 
+    def drains(self, now_s: float) -> bool:
+        """Whether stage 0 takes nothing new and goes on with what it has."""
+        fresh = self.connected and now_s - self._status_s <= STATUS_FRESH_S
+        return fresh and self.status is not None and self.status.reason.startswith(DRAINING)
+
+    def useless_s(self, now_s: float) -> float:
+        """For how long it has neither been ready nor drained, as of the last beat."""
+        return now_s - self._served_s
+
+    def requests(self) -> int:
+        """How many requests stage 0 says that it has, of all gateways."""
+        return 0 if self.status is None else self.status.running + self.status.waiting
+
     def idle(self) -> bool:
         """Whether stage 0 says that it has no request at all."""
-        return self.status is not None and self.status.running == self.status.waiting == 0
+        return self.status is not None and not self.requests()
 
     def send(self, message: GatewayMessage) -> bool:
         """False when there is no connection to take it."""
@@ -143,7 +157,10 @@ class Link:
 
     def beat(self, now_s: float) -> None:
         """Say hello if it is time to."""
-        if self.connected and now_s - self._hello_s >= HELLO_EVERY_S:
+        if self.ready(now_s) or self.drains(now_s):
+            self._served_s = now_s
+        every_s = HELLO_OTHERS_EVERY_S if self.is_other else HELLO_EVERY_S
+        if self.connected and now_s - self._hello_s >= every_s:
             self._hello_s = now_s
             self.send(self._hello)
 
@@ -182,16 +199,25 @@ class Link:
             self._refused(f"stage 0 refuses this gateway: {message.reason}")
             return
         if envelope.config_hash != self._model_hash:
-            self._refused("stage 0 was started with another configuration")
+            self._other()
             return
+        self.is_other = False
         self._follow(envelope)
         if isinstance(message, Events):
-            self._news.events(self.index, message)
+            self._news.events(self.address, message)
         elif isinstance(message, PipelineStatus):
             self._problem = ""
             self.status = message
             self._status_s = self._loop.time()
-            self._news.status(self.index)
+            self._news.status(self.address)
+
+    def _other(self) -> None:
+        """During a roll-out stage 0s of both revisions are there: no failure, and no use."""
+        if not self.is_other:
+            self.is_other = True
+            self.status = None
+            _log.info("a pipeline is of another revision", extra={"address": self.address})
+            self._news.status(self.address)
 
     def _follow(self, envelope: Envelope) -> None:
         """A new incarnation of stage 0 has forgotten every request."""
@@ -201,7 +227,7 @@ class Link:
             self._epoch = envelope.epoch
             if old != NO_INCARNATION:
                 self.status = None
-                self._news.lost(self.index, "stage 0 was started anew")
+                self._news.lost(self.address, "stage 0 was started anew")
         self._epoch = max(self._epoch, envelope.epoch)
 
     def _refused(self, problem: str) -> None:
@@ -210,7 +236,7 @@ class Link:
             _log.error("a replica is of no use", extra={"address": self.address, "why": problem})
         self._problem = problem
         self.status = None
-        self._news.status(self.index)
+        self._news.status(self.address)
 
     def _monitored(self) -> None:
         while not self._socket.closed and _option(self._monitor, zmq.EVENTS) & zmq.POLLIN:
@@ -223,17 +249,17 @@ class Link:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._problem = "stage 0 does not accept this gateway's key"
             elif self.connected:
-                self.connected = False
+                self.connected = self.is_other = False
                 self.status = None
-                self._news.lost(self.index, "the connection to stage 0 was lost")
-            self._news.status(self.index)
+                self._news.lost(self.address, "the connection to stage 0 was lost")
+            self._news.status(self.address)
 
 
 def _dealer(
-    context: zmq.Context[zmq.Socket[bytes]], role: str, keys: LinkKeys
+    context: zmq.Context[zmq.Socket[bytes]], identity: str, keys: LinkKeys
 ) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.IDENTITY, role.encode())
+    socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
@@ -244,7 +270,9 @@ def _dealer(
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
     return socket
 
 

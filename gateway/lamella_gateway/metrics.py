@@ -19,6 +19,19 @@ class Metrics:
             "lamella_requests", "Requests answered.", ["endpoint", "code"], registry=registry
         )
         self.live = Gauge("lamella_requests_live", "Requests being answered.", registry=registry)
+        self.streams = Gauge(
+            "lamella_streams_live", "Answers that are being streamed.", registry=registry
+        )
+        self.held = Gauge(
+            "lamella_requests_held",
+            "Requests that no pipeline has: there is none, or all are full.",
+            registry=registry,
+        )
+        self.queued_tokens = Gauge(
+            "lamella_queued_tokens",
+            "Prompt tokens of this gateway's requests that have no token yet, held or submitted.",
+            registry=registry,
+        )
         self.prompt_tokens = Counter(
             "lamella_prompt_tokens", "Tokens of prompts taken in.", registry=registry
         )

@@ -6,30 +6,26 @@ Knows how a parsed request becomes a generation; no routes and no sockets of its
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
 import secrets
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import zmq
 
-from lamella_contract import forms
 from lamella_contract.config import GatewayConfig
-from lamella_contract.errors import InvalidConfig
-from lamella_contract.names import stage_role
+from lamella_contract.errors import LamellaError
+from lamella_contract.names import object_name
 from lamella_contract.wire import Sampling
 
 from .answer import Answer
-from .dispatch import Dispatcher, MakeLink
+from .codec import CodecLoader
+from .discover import Discovery, Resolve, look_up
+from .dispatch import Dispatcher
 from .errors import context_exceeded, invalid, not_found, unavailable
 from .generate import Generation
 from .keys import ApiKeys
-from .link import Link, LinkKeys
+from .link import Link
+from .link_keys import load_keys
 from .metrics import Metrics
 from .openai_requests import ChatRequest, CompletionRequest, Options
 from .openai_responses import ResponseWriter
@@ -38,59 +34,69 @@ from .text import TextCodec
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's own default for text completions
 LONG_TEXT_CHARACTERS = 8_192  # tokenizing more takes milliseconds: a thread does it
-
-_log = logging.getLogger(__name__)
+MAX_INSTANCE = 200  # characters; ZeroMQ takes identities of at most 255 bytes
 
 
 class Gateway:
     """Must be made inside a running event loop; `close` ends it."""
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, *, resolve: Resolve = look_up) -> None:
         self.config = config
         self.metrics = Metrics()
         self.keys = ApiKeys.load(config.api_keys_file)
         self.created_s = int(time.time())
+        self.leaving = False  # asked to end: others are to send their requests elsewhere
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         loop = asyncio.get_running_loop()
-        keys, context = load_keys(config), self._context
-
-        def maker(index: int, address: str) -> MakeLink:
-            return lambda news: Link(
-                index,
-                address,
-                role=config.name,
-                model_hash=config.model_hash_bytes(),
-                keys=keys,
-                news=news,
-                context=context,
-                loop=loop,
-            )
-
+        make_link = partial(
+            Link,
+            identity=identity(config),
+            model_hash=config.model_hash_bytes(),
+            keys=load_keys(config),
+            context=self._context,
+            loop=loop,
+        )
         self.dispatcher = Dispatcher(
-            [maker(index, address) for index, address in enumerate(config.replicas)],
+            lambda address, news: make_link(address, news=news),
             request_deadline_s=config.request_deadline_s,
             max_queued_tokens=config.max_queued_tokens,
             eos_token_ids=config.eos_token_ids,
             metrics=self.metrics,
         )
+        links = self.dispatcher.links
+        for address in config.replicas:
+            links.add(address)
+        self._discovery: asyncio.Task[None] | None = None
+        if config.discover:
+            discovery = Discovery(config.discover, links, resolve)
+            self._discovery = asyncio.create_task(discovery.run())
         self.rate = RateMeter(loop, lambda: self.dispatcher.generated_tokens)
-        self.codec = asyncio.create_task(self._load_codec())
-        self.metrics.live.set_function(lambda: float(len(self.dispatcher)))
-        for link in self.dispatcher.links:
-            self.metrics.ready.labels(link.address).set_function(partial(_ready, link, loop))
+        self._waiting = 0  # requests that wait for the tokenizer
+        self._loader = CodecLoader(config)
+        self.codec = asyncio.create_task(self._loader.load())
 
     def close(self) -> None:
         """Cancel what is live at the replicas and close the links."""
         self.rate.stop()
         self.codec.cancel()
+        if self._discovery is not None:
+            self._discovery.cancel()
         self.dispatcher.shut()
         self._context.term()
 
+    def not_accepting_reason(self) -> str:
+        """Why a request should not be sent here now; "" when it would be taken in and held."""
+        if self.leaving or self.dispatcher.draining:
+            return "this gateway is shutting down"
+        return "" if self.codec.done() else self._loader.reason
+
     def not_ready_reason(self) -> str:
         """Why a request would not be served now; "" when one would."""
-        if not self.codec.done():
-            return "the tokenizer is being loaded"
-        return self.dispatcher.not_ready_reason()
+        return self.not_accepting_reason() or self.dispatcher.not_ready_reason()
+
+    def live(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self.dispatcher) + self._waiting
 
     async def generation(
         self, request: ChatRequest | CompletionRequest, arrived_s: float
@@ -121,15 +127,9 @@ class Gateway:
         """What /status says; whatever a replica's status carries is passed on."""
         now_s = asyncio.get_running_loop().time()
         reason = self.not_ready_reason()
-        pipelines = []
-        for link in self.dispatcher.links:
-            told = {} if link.status is None else forms.to_plain(link.status)
-            assert isinstance(told, dict)
-            known = {"ready": link.ready(now_s), "reason": link.reason(now_s)}
-            pipelines.append(told | known | {"address": link.address, "connected": link.connected})
         return {
             "model": self.config.served_name,
-            "gateway": self.config.name,
+            "gateway": identity(self.config),
             "ready": not reason,
             "reason": reason,
             "uptime_s": int(time.time()) - self.created_s,
@@ -137,27 +137,22 @@ class Gateway:
             "live_requests": len(self.dispatcher),
             "generated_tokens": self.dispatcher.generated_tokens,
             "tokens_per_s": round(self.rate.per_s(), 1),
-            "pipelines": pipelines,
+            "pipelines": self.dispatcher.links.status(now_s),
         }
 
-    async def _load_codec(self) -> TextCodec:
-        began_s = time.monotonic()
-        config = self.config
-        codec = await _in_daemon_thread(
-            lambda: TextCodec.load(config.tokenizer_path, eos_token_ids=config.eos_token_ids)
-        )
-        spent_s = round(time.monotonic() - began_s, 2)
-        _log.info("the tokenizer is loaded", extra={"seconds": spent_s})
-        return codec
-
     async def _codec_in_time(self) -> TextCodec:
+        self._waiting += 1
         try:
             # shielded: a request's deadline must not stop the load that others wait for
             return await asyncio.wait_for(
                 asyncio.shield(self.codec), self.config.request_deadline_s
             )
         except TimeoutError:
-            raise unavailable("the tokenizer is being loaded") from None
+            raise unavailable(self._loader.reason) from None
+        except LamellaError as reason:  # it ends the process, too
+            raise unavailable(str(reason)) from reason
+        finally:
+            self._waiting -= 1
 
     def _check_model(self, model: str | None) -> None:
         if model is None:
@@ -214,47 +209,8 @@ class Gateway:
         )
 
 
-def _in_daemon_thread(function: Callable[[], TextCodec]) -> asyncio.Future[TextCodec]:
-    """As `asyncio.to_thread`, in a thread that the process need not wait for when it ends."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[TextCodec] = loop.create_future()
-
-    def settle(result: TextCodec | None, error: Exception | None) -> None:
-        if future.done():  # nobody waits any more
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif result is not None:
-            future.set_result(result)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = function()
-        except Exception as error:  # a thread's edge: told to whoever awaits the future
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="tokenizer", daemon=True).start()
-    return future
-
-
-def load_keys(config: GatewayConfig) -> LinkKeys:
-    """This gateway's CURVE pair from its file, and stage 0's public key; `InvalidConfig`."""
-    try:
-        document = json.loads(Path(config.key_file).read_text(encoding="utf-8"))
-        public, secret = document["public"].encode("ascii"), document["secret"].encode("ascii")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
-        raise InvalidConfig(
-            f"key_file: got {config.key_file!r}, want a readable JSON file with 'public' and "
-            f"'secret' ({reason})"
-        ) from reason
-    keys = LinkKeys(public, secret, config.peer_key(stage_role(0)).encode("ascii"))
-    if {len(keys.public), len(keys.secret), len(keys.server)} != {40}:
-        raise InvalidConfig(f"key_file: {config.key_file!r} or peer_keys: want z85 keys of 40")
-    return keys
-
-
-def _ready(link: Link, loop: asyncio.AbstractEventLoop) -> float:
-    return float(link.ready(loop.time()))
+def identity(config: GatewayConfig) -> str:
+    """What this gateway calls itself at stage 0: ``gateway-0``, or ``gateway-0/<instance>``."""
+    if not config.instance:
+        return config.name
+    return f"{config.name}/{object_name(config.instance, limit=MAX_INSTANCE)}"

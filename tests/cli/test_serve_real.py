@@ -145,8 +145,8 @@ def test_two_servers_on_one_port(server: Server, demo: Path) -> None:
 def test_a_killed_stage_is_noticed_and_replaced(server: Server, stage: int) -> None:
     victim = int(server.status()["stages"][stage]["pid"])
     os.kill(victim, signal.SIGKILL)
-    assert server.wait_until("/readyz", 503, 2.0) < 1.5
-    server.wait_until("/readyz", 200, 60.0)
+    assert server.wait_until("/health", 503, 2.0) < 1.5
+    server.wait_until("/health", 200, 60.0)
     assert server.answer() == " The capital of France is Paris."
     assert int(server.status()["stages"][stage]["pid"]) != victim
 
@@ -155,7 +155,7 @@ def test_a_killed_gateway_is_replaced(server: Server) -> None:
     titles = {child.pid: child.cmdline() for child in children(server)}
     (gateway,) = (pid for pid, words in titles.items() if "gateway" in " ".join(words))
     os.kill(gateway, signal.SIGKILL)
-    server.wait_until("/readyz", 200, 60.0)
+    server.wait_until("/health", 200, 60.0)
     assert server.answer() == " The capital of France is Paris."
 
 

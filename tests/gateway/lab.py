@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from lamella_contract.config import GatewayConfig
 from lamella_contract.wire import Submit
-from lamella_gateway.__main__ import listen
+from lamella_gateway.serving import listen
 from lamella_gateway.app import create_app
 from lamella_gateway.service import Gateway
 

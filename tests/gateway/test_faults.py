@@ -229,12 +229,15 @@ def test_a_stranger_gets_nowhere(lab: Lab, eventually: Callable[..., None]) -> N
     assert not twin.received
 
 
-def test_another_configuration_is_refused(lab: Lab, eventually: Callable[..., None]) -> None:
+def test_another_revision_is_shown_and_not_used(
+    lab: Lab, eventually: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     twin = lab.twin(HELLO)
     served = lab.serve(twin, wait=False, model_hash="ff" * 16)
     with open_client(served) as http:
-        eventually(lambda: "another configuration" in http.get("/status").text, 60.0)
+        eventually(lambda: "of another revision" in http.get("/status").text, 60.0)
         assert http.get("/health").status_code == 503
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
 def test_a_paused_stream_is_kept_alive(lab: Lab, eventually: Callable[..., None]) -> None:

@@ -12,6 +12,7 @@ from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
 from lamella_gateway.journal import MAX_LOSSES, Entry, Journal, News
 
 ID = bytes(16)
+A, B = "tcp://10.0.0.1:5700", "tcp://10.0.0.2:5700"
 ANSWER = tuple(range(100, 112))
 EOS = 111
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
@@ -22,9 +23,9 @@ def live(*, attempts: int = 1, emitted: int = 0) -> tuple[Journal, Entry]:
     entry = journal.add(ID, (1, 2, 3), GREEDY, 0.0)
     for _ in range(attempts):
         journal.release(entry)
-        journal.submit(entry, 0)
+        journal.submit(entry, A)
     if emitted:
-        assert isinstance(journal.take(0, event(0, emitted, attempts), 0.0), News)
+        assert isinstance(journal.take(A, event(0, emitted, attempts), 0.0), News)
     return journal, entry
 
 
@@ -54,34 +55,34 @@ def event(begin: int, end: int, attempt: int = 1, finish: str = "") -> TokenEven
 )
 def test_what_is_taken(given_event: TokenEvent, taken: object) -> None:
     journal, _ = live(attempts=2, emitted=3)
-    got = journal.take(0, given_event, 1.0)
+    got = journal.take(A, given_event, 1.0)
     assert (got.ids, got.finish) == taken if isinstance(got, News) else got == taken
     journal.check_integrity()
 
 
 def test_another_replicas_word_counts_nothing() -> None:
     journal, _ = live()
-    assert journal.take(1, event(0, 1), 1.0) is None
+    assert journal.take(B, event(0, 1), 1.0) is None
 
 
 def test_a_replay_is_asked_for_once_until_it_is_late() -> None:
     journal, _ = live()
-    assert journal.take(0, event(1, 2), 1.0) == Replay(ID, 1, 0)
-    assert journal.take(0, event(2, 3), 1.1) is None
-    assert journal.take(0, event(3, 4), 1.6) == Replay(ID, 1, 0)
-    assert journal.take(0, event(0, 4), 1.7) is not None
-    assert journal.take(0, event(5, 6), 1.8) == Replay(ID, 1, 4)
+    assert journal.take(A, event(1, 2), 1.0) == Replay(ID, 1, 0)
+    assert journal.take(A, event(2, 3), 1.1) is None
+    assert journal.take(A, event(3, 4), 1.6) == Replay(ID, 1, 0)
+    assert journal.take(A, event(0, 4), 1.7) is not None
+    assert journal.take(A, event(5, 6), 1.8) == Replay(ID, 1, 4)
 
 
 def test_a_lost_replica_gives_its_requests_back_with_all_ids() -> None:
     journal, entry = live(emitted=2)
     other = journal.add(b"o" * 16, (9,), GREEDY, 0.0)
-    journal.submit(other, 1)
-    assert journal.lost(0) == []
+    journal.submit(other, B)
+    assert journal.lost(A) == []
     assert journal.pending() == [entry]
-    assert journal.owed(0) == 0
-    assert journal.submit(entry, 1) == Submit(ID, 2, 3, (1, 2, 3, 100, 101), GREEDY)
-    assert journal.owed(1) == (3 + 12 - 2) + (1 + 12)
+    assert journal.owed(A) == 0
+    assert journal.submit(entry, B) == Submit(ID, 2, 3, (1, 2, 3, 100, 101), GREEDY)
+    assert journal.owed(B) == (3 + 12 - 2) + (1 + 12)
     journal.check_integrity()
 
 
@@ -99,9 +100,9 @@ def test_an_answer_whole_but_for_its_end_is_ended(
 ) -> None:
     journal, entry = live()
     entry.sampling = sampling
-    journal._owe(0, journal.owed(0) * -1 + entry.owed_tokens())
-    journal.take(0, event(0, emitted), 0.0)
-    assert [(news.ids, news.finish) for news in journal.lost(0)] == [((), finish)]
+    journal._owe(A, journal.owed(A) * -1 + entry.owed_tokens())
+    journal.take(A, event(0, emitted), 0.0)
+    assert [(news.ids, news.finish) for news in journal.lost(A)] == [((), finish)]
     assert len(journal) == 0
     journal.check_integrity()
 
@@ -109,17 +110,17 @@ def test_an_answer_whole_but_for_its_end_is_ended(
 def test_a_request_that_its_replica_does_not_know_goes_out_again() -> None:
     journal, entry = live(emitted=3)
     unknown = TokenEvent(ID, 1, 3, (), "error", "not known", "stage_lost")
-    assert journal.take(0, unknown, 1.0) is None
+    assert journal.take(A, unknown, 1.0) is None
     assert journal.pending() == [entry]
-    assert journal.submit(entry, 0).attempt == 2
+    assert journal.submit(entry, A).attempt == 2
 
 
 def test_a_request_that_kills_its_replica_ends() -> None:
     journal, entry = live(emitted=3)
     for _ in range(MAX_LOSSES - 1):
-        assert journal.lost(0) == []
-        journal.submit(entry, 0)
-    (end,) = journal.lost(0)
+        assert journal.lost(A) == []
+        journal.submit(entry, A)
+    (end,) = journal.lost(A)
     assert (end.finish, end.error_kind) == ("error", "stage_lost")
     assert "5 times in a row" in end.error
     assert len(journal) == 0
@@ -129,14 +130,14 @@ def test_a_request_that_kills_its_replica_ends() -> None:
 def test_work_for_nobody_is_cancelled_once_a_second() -> None:
     journal, entry = live()
     other = event(0, 1)._replace(request_id=b"o" * 16, attempt=7)
-    assert journal.orphan(0, other, 1.0) == Cancel(b"o" * 16, 7)
-    assert journal.orphan(0, other, 1.9) is None
-    assert journal.orphan(0, other, 2.1) == Cancel(b"o" * 16, 7)
-    assert journal.orphan(0, other._replace(finish="stop"), 9.0) is None  # it is over
-    assert journal.orphan(0, event(0, 1), 9.0) is None  # it is wanted
-    assert journal.orphan(1, event(0, 1), 9.0) == Cancel(ID, 1)  # but from another replica
+    assert journal.orphan(A, other, 1.0) == Cancel(b"o" * 16, 7)
+    assert journal.orphan(A, other, 1.9) is None
+    assert journal.orphan(A, other, 2.1) == Cancel(b"o" * 16, 7)
+    assert journal.orphan(A, other._replace(finish="stop"), 9.0) is None  # it is over
+    assert journal.orphan(A, event(0, 1), 9.0) is None  # it is wanted
+    assert journal.orphan(B, event(0, 1), 9.0) == Cancel(ID, 1)  # but from another replica
     journal.release(entry)
-    assert journal.orphan(0, event(0, 1), 20.0) is None  # it may go out there again
+    assert journal.orphan(A, event(0, 1), 20.0) is None  # it may go out there again
 
 
 def test_removing_says_what_to_cancel() -> None:
@@ -146,24 +147,24 @@ def test_removing_says_what_to_cancel() -> None:
     entry = journal.add(ID, (1,), GREEDY, 0.0)
     assert journal.remove(entry.request_id) is None  # no replica has it
     entry = journal.add(ID, (1,), GREEDY, 0.0)
-    journal.submit(entry, 0)
-    journal.take(0, TokenEvent(ID, 1, 0, (5,), "stop"), 0.0)
+    journal.submit(entry, A)
+    journal.take(A, TokenEvent(ID, 1, 0, (5,), "stop"), 0.0)
     assert journal.remove(ID) is None  # it is over
     journal.check_integrity()
 
 
 def test_silence_asks_again_and_an_idle_replica_loses_the_request() -> None:
     journal, entry = live()
-    assert journal.ask_again(4.0, {0: False}) == []
-    assert journal.ask_again(5.1, {0: False}) == [(0, Replay(ID, 1, 0))]
-    assert journal.ask_again(5.2, {0: False}) == []
+    assert journal.ask_again(4.0, {A: False}) == []
+    assert journal.ask_again(5.1, {A: False}) == [(A, Replay(ID, 1, 0))]
+    assert journal.ask_again(5.2, {A: False}) == []
     assert journal.ask_again(9.0, {}) == []  # not ready: its own rules hold
-    assert entry.replica == 0
-    assert journal.ask_again(9.0, {0: True}) == []
+    assert entry.replica == A
+    assert journal.ask_again(9.0, {A: True}) == []
     assert journal.pending() == [entry]
-    journal.submit(entry, 0)
-    journal.take(0, event(0, 12, 2), 9.5)  # all of the answer, but not that it is all
-    (end,) = journal.ask_again(12.0, {0: True})
+    journal.submit(entry, A)
+    journal.take(A, event(0, 12, 2), 9.5)  # all of the answer, but not that it is all
+    (end,) = journal.ask_again(12.0, {A: True})
     assert isinstance(end, News)
     assert (end.ids, end.finish, len(journal)) == ((), "stop", 0)
 
@@ -205,7 +206,7 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
     """Drops, doubles, old events of any attempt and losses of the replica; then a calm end."""
     journal, model = Journal([EOS]), Model()
     entry = journal.add(ID, (1, 2, 3), GREEDY, 0.0)
-    model.take(journal.submit(entry, 0))
+    model.take(journal.submit(entry, A))
     client: list[int] = []
     finishes: list[str] = []
     sent: list[TokenEvent] = []
@@ -217,7 +218,7 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
         if arriving is None:
             return
         sent.append(arriving)
-        got = journal.take(0, arriving, now_s)
+        got = journal.take(A, arriving, now_s)
         if isinstance(got, Replay):
             assert (got.attempt, got.position) == (entry.attempt, len(client))
             model.position = got.position
@@ -229,10 +230,10 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
     for action, number in [*drawn, *calm]:
         if action == "lost":
             entry.losses = 0  # that many in a row end a request: another test
-            for news in journal.lost(0):
+            for news in journal.lost(A):
                 finishes.append(news.finish)
             for pending in journal.pending():
-                model.take(journal.submit(pending, 0))
+                model.take(journal.submit(pending, A))
         elif action == "old":
             if sent:
                 arrive(sent[-1 - number % len(sent)])

@@ -152,7 +152,7 @@ def test_a_port_in_use_is_one_line(lab: Lab, start: Callable[..., Process]) -> N
     [
         pytest.param({"key_file": "/nowhere/key"}, 2, "key_file: got '/nowhere/key'", id="keys"),
         pytest.param({"api_keys_file": "/nowhere/k"}, 2, "api_keys_file: cannot", id="api-keys"),
-        pytest.param({"tokenizer_path": "/nowhere/t"}, 1, "tokenizer_path: got", id="no-folder"),
+        pytest.param({"tokenizer_path": "/nowhere/t"}, 2, "tokenizer_path: got", id="no-folder"),
         pytest.param({"http_host": "203.0.113.7"}, 2, "cannot listen on", id="address"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_broken_tokenizer_is_one_line(
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{")
     process = start(lab.twin(), tokenizer_path=str(folder))
-    assert process.ends(60) == 1
+    assert process.ends(60) == 2
     assert process.said().splitlines()[-1].startswith("lamella gateway: tokenizer_path: no token")
 
 

@@ -1,1 +1,1 @@
-"""A stand-in for the gateway: the same entry, port and /readyz, no tokenizer."""
+"""A stand-in for the gateway: the same entry, port and /health, no tokenizer."""
