@@ -65,14 +65,7 @@ def hash_of(spec: ShardedModelSpec, commit: str) -> str:
 
 def revision_parts(spec: ShardedModelSpec) -> dict[str, Any]:
     """What of a spec shapes pods, as plain JSON values without defaults."""
-    parts = _sparse(spec)
-    assert isinstance(parts, dict)
-    for *path, last in NOT_OF_A_REVISION:
-        inner: Any = parts
-        for key in path:
-            inner = inner.get(key, {})
-        inner.pop(last, None)
-    return {key: value for key, value in parts.items() if value != {}}
+    return _fields(spec, ())
 
 
 def revision_object(model: ModelView, revision: Revision, number: int) -> Manifest:
@@ -88,19 +81,27 @@ def revision_object(model: ModelView, revision: Revision, number: int) -> Manife
     }
 
 
-def _sparse(value: Any) -> Any:
-    """Dataclasses as dicts of the fields that differ from their default."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = {}
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if item != _default(field):
-                found[field.name] = _sparse(item)
-        return found
+def _fields(value: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """A dataclass as a dict of the fields that count and differ from their default."""
+    found = {}
+    for field in dataclasses.fields(value):
+        here = (*path, field.name)
+        item = getattr(value, field.name)
+        if here in NOT_OF_A_REVISION or item == _default(field):
+            continue
+        plain = _plain(item, here)
+        if plain != {}:
+            found[field.name] = plain
+    return found
+
+
+def _plain(value: Any, path: tuple[str, ...]) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _fields(value, path)
     if isinstance(value, Mapping):
-        return {str(key): _sparse(item) for key, item in value.items()}
+        return {str(key): _plain(item, ()) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sparse(item) for item in value]
+        return [_plain(item, ()) for item in value]
     return value
 
 
