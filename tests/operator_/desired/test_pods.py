@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella_contract import names
@@ -39,6 +39,12 @@ def _without_own(pod: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def made(make: Callable[..., Any]) -> Any:
+    return make(BODY)
+
+
+@settings(deadline=None)  # the machine's other work is no matter of this test
 @given(
     replica=st.integers(0, 99999),
     restarts=st.integers(0, 1000),
@@ -46,9 +52,8 @@ def _without_own(pod: dict[str, Any]) -> dict[str, Any]:
     stage=st.integers(0, 2),
 )
 def test_replicas_differ_in_name_replica_and_annotations_only(
-    make: Callable[..., Any], replica: int, restarts: int, predecessor: str, stage: int
+    made: Any, replica: int, restarts: int, predecessor: str, stage: int
 ) -> None:
-    made = make(BODY)
     first = _pod(made, 0, stage)
     other = _pod(made, replica, stage, restarts=restarts, predecessor=predecessor)
     assert _without_own(first) == _without_own(other)
