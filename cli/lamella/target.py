@@ -82,9 +82,11 @@ def parse_split(text: str) -> tuple[int, ...]:
 
 
 def label(text: str) -> str:
-    """A model's name made fit for a label: lower case, digits and dashes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[: names.MAX_OBJECT_NAME].strip("-")
-    return slug or "model"
+    """A model's name as a manifest takes it: a letter, then lower case, digits and dashes."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not slug[:1].isalpha():
+        slug = f"model-{slug}"
+    return slug[: names.MAX_MODEL_NAME].strip("-")
 
 
 def _wrapped(uri: str) -> Mapping[str, Any]:

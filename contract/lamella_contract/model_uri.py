@@ -15,6 +15,9 @@ FILE = "file"  # a folder or a GGUF file of this machine (or of the worker's ima
 PVC = "pvc"  # a folder of a PersistentVolumeClaim
 OCI = "oci"  # an image whose root is the model's folder
 
+MAX_URI = 512  # characters of an address; the resource's schema has the same bound
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WANT = "hf://org/name[@revision], file:/path, pvc://claim/path or oci://registry/name:tag"
 _HF_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})"
 _HF_NAME = re.compile(rf"{_HF_PART}(?:/{_HF_PART})?")
@@ -60,6 +63,10 @@ def parse_model_uri(text: object, path: str = "spec.model.uri") -> ModelUri:
     """
     if not isinstance(text, str) or not text:
         raise InvalidSpec(path, text, _WANT)
+    if len(text) > MAX_URI:
+        raise InvalidSpec(path, text, f"at most {MAX_URI} characters")
+    if _CONTROL.search(text):
+        raise InvalidSpec(path, text, "no control characters")
     if text.startswith("file:"):
         location = text[len("file:") :]
         if location.startswith("//"):
@@ -67,7 +74,7 @@ def parse_model_uri(text: object, path: str = "spec.model.uri") -> ModelUri:
             location = location[2:]
             if not location.startswith("/"):
                 raise InvalidSpec(path, text, "file:/path or file:relative/path")
-        if not location or "\0" in location:
+        if not location:
             raise InvalidSpec(path, text, "a path behind file:")
         return ModelUri(FILE, location)
     scheme, separator, rest = text.partition("://")

@@ -15,6 +15,7 @@ API_VERSION = f"{GROUP}/v1alpha1"  # `apiVersion` of a manifest
 KIND = "ShardedModel"  # `kind` of a manifest
 DEFAULT_NAMESPACE = "default"  # where a manifest without a namespace lives
 MAX_OBJECT_NAME = 63  # bytes in a Kubernetes label value and most object names
+MAX_MODEL_NAME = 50  # bytes in a ShardedModel's name: its services' names add to it
 
 # -- labels on everything that belongs to a model ----------------------------------------------
 LABEL_MODEL = f"{GROUP}/model"  # the ShardedModel's name

@@ -29,11 +29,11 @@ too (`spec_cluster`) and used by the operator alone.
       nodeSelector: {}
       tolerations: []
       affinity: {}
-      priorityClassName: ""
-      runtimeClassName: ""
+      priorityClassName: inference
+      runtimeClassName: nvidia
       podLabels: {}
       podAnnotations: {}
-      images: {worker: "", gateway: "", pullPolicy: IfNotPresent}   # default: the operator's
+      images: {worker: registry/worker:v1, gateway: registry/operator:v1, pullPolicy: Always}
       imagePullSecrets: [{name: registry}]
       cache: {emptyDir: {sizeLimit: 80Gi}}   # or claimName: pvc, hostPath: /var/cache/lamella,
                                              # ephemeralClaim: {size: 80Gi, storageClassName: fast}
@@ -50,16 +50,17 @@ too (`spec_cluster`) and used by the operator alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lamella_contract import names
+from lamella_contract import spec_kube as kube
 from lamella_contract.errors import InvalidSpec
 from lamella_contract.model_uri import HF, ModelUri, is_revision, parse_model_uri
-from lamella_contract.spec_cluster import CLUSTER_KEYS, ClusterSpec, SecretKey, parse_cluster
+from lamella_contract.spec_cluster import CLUSTER_KEYS, ClusterSpec, parse_cluster
 from lamella_contract.spec_fields import Fields, whole
+from lamella_contract.spec_kube import SecretKey
 from lamella_contract.units import quantity
 
 __all__ = [
@@ -104,12 +105,9 @@ _SPEC = (
     *CLUSTER_KEYS,
 )
 _MODEL = ("uri", "revision", "servedName", "tokenSecretRef")
-_SECRET = ("name", "key")
 _PIPELINE = ("stages", "stageMemory", "split", "dtype", "device", "stageSpecs")
 _STAGE = ("memory", "resources", "nodeSelector", "tolerations")
 _CONTEXT = ("maxLength", "maxSequences")
-
-_LABEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +207,8 @@ def parse(document: object) -> ShardedModel:
         if root.get(key) != want:
             raise InvalidSpec(key, root.get(key), want)
     metadata = _required(root, "metadata", (*_METADATA, *_METADATA_OF_SERVER), ("name",))
-    name = _label_name(metadata, "name", None)
-    namespace = _label_name(metadata, "namespace", names.DEFAULT_NAMESPACE)
+    name = kube.model_name(metadata, "name")
+    namespace = kube.label_name(metadata, "namespace", names.DEFAULT_NAMESPACE)
     return ShardedModel(
         name=name,
         namespace=namespace,
@@ -221,22 +219,22 @@ def parse(document: object) -> ShardedModel:
 
 
 def _spec(fields: Fields, name: str) -> ShardedModelSpec:
-    replicas = fields.count("replicas", 0)
+    replicas = fields.count("replicas", 0, 1000)
     return ShardedModelSpec(
         model=_model(_required(fields, "model", _MODEL, ("uri",)), name),
         pipeline=_pipeline(fields.child("pipeline", _PIPELINE)),
         replicas=1 if replicas is None else replicas,
         context=_context(fields.child("context", _CONTEXT)),
-        resources=fields.mapping("resources"),
-        node_selector=fields.strings("nodeSelector"),
-        tolerations=fields.mappings("tolerations"),
+        resources=kube.resources(fields),
+        node_selector=kube.labels(fields, "nodeSelector"),
+        tolerations=kube.tolerations(fields),
         cluster=parse_cluster(fields),
     )
 
 
 def _model(fields: Fields, name: str) -> ModelSource:
     uri = parse_model_uri(fields.get("uri"), fields.at("uri"))
-    revision = fields.text("revision", "", want="a branch, tag or commit") or None
+    revision = fields.text("revision", "", want="a branch, tag or commit", most=128) or None
     where = fields.at("revision")
     if revision is not None:
         if uri.scheme != HF:
@@ -245,17 +243,14 @@ def _model(fields: Fields, name: str) -> ModelSource:
             raise InvalidSpec(where, revision, "a branch, tag or commit")
         if uri.revision and uri.revision != revision:
             raise InvalidSpec(where, revision, f"what spec.model.uri says: {uri.revision!r}")
-    secret = fields.child("tokenSecretRef", _SECRET)
+    secret = fields.child("tokenSecretRef", kube.SECRET_KEYS)
     if secret is not None and uri.scheme != HF:
         raise InvalidSpec(secret.path, secret.get("name"), "none: only hf:// takes a token")
-    token_secret = None
-    if secret is not None:
-        token_secret = SecretKey(_label_name(secret, "name", None), secret.text("key"))
     return ModelSource(
         uri=str(uri),
         revision=revision or uri.revision or None,
-        served_name=fields.text("servedName", name, want="the name that clients ask for"),
-        token_secret=token_secret,
+        served_name=fields.text("servedName", name, want="the name that clients ask for", most=256),
+        token_secret=kube.secret_key(secret),
     )
 
 
@@ -263,13 +258,13 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
     if fields is None:
         return PipelineSpec()
     stages = fields.count("stages", 1, MAX_STAGES)
-    counts = fields.items("split")
+    counts = fields.items("split", MAX_STAGES)
     split = None
     if counts is not None:
         where = fields.at("split")
         split = tuple(whole(count, f"{where}[{i}]", 1) for i, count in enumerate(counts))
         stages = _same_length(stages, len(split), where, "counts")
-    each = fields.items("stageSpecs") or []
+    each = fields.items("stageSpecs", MAX_STAGES) or []
     where = fields.at("stageSpecs")
     stage_specs = tuple(
         _stage(Fields(item, f"{where}[{i}]", _STAGE)) for i, item in enumerate(each)
@@ -277,14 +272,15 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
     if stage_specs:
         stages = _same_length(stages, len(stage_specs), where, "stages")
     stage_memory = fields.bytes("stageMemory")
-    given = [stage.memory is not None for stage in stage_specs]
-    if stage_memory is None and any(given) and not all(given):
-        missing = given.index(False)
+    known = [stage.memory is not None for stage in stage_specs]
+    if stage_memory is None and any(known) and not all(known):
+        missing = known.index(False)
         raise InvalidSpec(f"{where}[{missing}].memory", None, "bytes, as other stages have them")
     dtype = fields.get("dtype")
     if dtype is not None and dtype not in names.DTYPES:
         raise InvalidSpec(fields.at("dtype"), dtype, f"one of {', '.join(names.DTYPES)}")
-    device = fields.choice("device", names.DEVICES) if fields.get("device") else None
+    given = fields.get("device") is not None
+    device = fields.choice("device", names.DEVICES) if given else None
     return PipelineSpec(stages, stage_memory, split, dtype, stage_specs, device)
 
 
@@ -297,9 +293,9 @@ def _same_length(stages: int | None, length: int, path: str, what: str) -> int:
 def _stage(fields: Fields) -> StageSpec:
     return StageSpec(
         memory=fields.bytes("memory"),
-        resources=fields.mapping("resources"),
-        node_selector=fields.strings("nodeSelector"),
-        tolerations=fields.mappings("tolerations"),
+        resources=kube.resources(fields),
+        node_selector=kube.labels(fields, "nodeSelector"),
+        tolerations=kube.tolerations(fields),
     )
 
 
@@ -307,14 +303,6 @@ def _context(fields: Fields | None) -> ContextSpec:
     if fields is None:
         return ContextSpec()
     return ContextSpec(fields.count("maxLength", 1), fields.count("maxSequences", 1, 65536))
-
-
-def _label_name(fields: Fields, key: str, default: str | None) -> str:
-    want = "at most 63 lower-case letters, digits and dashes"
-    value = fields.text(key, default, want=want)
-    if not _LABEL_NAME.fullmatch(value):
-        raise InvalidSpec(fields.at(key), value, want)
-    return value
 
 
 def _required(fields: Fields, key: str, known: tuple[str, ...], needs: tuple[str, ...]) -> Fields:

@@ -1,8 +1,6 @@
 """The parts of a manifest that only a cluster heeds: how pods are placed, replaced and rolled.
 
-Part of `spec`, which documents the manifest as a whole; the local runner reads none of this. Parts
-that are Kubernetes' own (affinity, resources, tolerations) are kept as they are: the API server
-checks them when it is given a pod.
+Part of `spec`, which documents the manifest as a whole; the local runner reads none of this.
 """
 
 from __future__ import annotations
@@ -11,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lamella_contract import spec_kube as kube
 from lamella_contract.errors import InvalidSpec
 from lamella_contract.spec_fields import Fields
+from lamella_contract.spec_kube import SecretKey
 
 EMPTY_DIR, CLAIM, EPHEMERAL, HOST_PATH = "emptyDir", "claimName", "ephemeralClaim", "hostPath"
 CACHE_KINDS = (EMPTY_DIR, CLAIM, EPHEMERAL, HOST_PATH)
@@ -38,14 +38,6 @@ CLUSTER_KEYS = (
     "revisionHistoryLimit",
     "disruption",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKey:
-    """One key of a Secret in the model's namespace."""
-
-    name: str
-    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +134,13 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
         images=_images(spec.child("images", ("worker", "gateway", "pullPolicy"))),
         image_pull_secrets=_pull_secrets(spec),
         cache=_cache(spec.child("cache", CACHE_KINDS)),
-        affinity=spec.mapping("affinity"),
-        priority_class_name=spec.text("priorityClassName", ""),
-        runtime_class_name=spec.text("runtimeClassName", ""),
-        pod_labels=spec.strings("podLabels"),
-        pod_annotations=spec.strings("podAnnotations"),
+        affinity=kube.affinity(spec),
+        priority_class_name=kube.optional_name(spec, "priorityClassName"),
+        runtime_class_name=kube.optional_name(spec, "runtimeClassName"),
+        pod_labels=kube.not_ours(kube.labels(spec, "podLabels"), spec.at("podLabels")),
+        pod_annotations=kube.not_ours(
+            kube.pod_annotations(spec, "podAnnotations"), spec.at("podAnnotations")
+        ),
         rollout=_rollout(spec.child("rollout", ("maxUnavailable", "maxSurge"))),
         recovery=_recovery(spec.child("recovery", ("maxRestarts", "replaceAfterSeconds"))),
         scheduling=_scheduling(spec.child("scheduling", ("timeoutSeconds", "topologyKey"))),
@@ -158,12 +152,9 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
     )
 
 
+_IMAGE = "an image, such as registry.example.com/worker:v1"
+_HOST_PATH = "an absolute path without .."
 _GATEWAY = ("replicas", "apiKeysSecretRef", "resources", "requestDeadlineSeconds")
-
-
-def secret_key(fields: Fields | None) -> SecretKey | None:
-    """A Secret's name and key, both needed."""
-    return None if fields is None else SecretKey(fields.text("name"), fields.text("key"))
 
 
 def _images(fields: Fields | None) -> ImagesSpec:
@@ -172,15 +163,22 @@ def _images(fields: Fields | None) -> ImagesSpec:
     policy = None
     if fields.get("pullPolicy") is not None:
         policy = fields.choice("pullPolicy", PULL_POLICIES)
-    worker, gateway = fields.text("worker", ""), fields.text("gateway", "")
-    return ImagesSpec(worker or None, gateway or None, policy)
+    return ImagesSpec(_image(fields, "worker"), _image(fields, "gateway"), policy)
+
+
+def _image(fields: Fields, key: str) -> str | None:
+    image = fields.text(key, "", want=_IMAGE, most=512)
+    if any(not letter.isprintable() or letter.isspace() for letter in image):
+        raise InvalidSpec(fields.at(key), image, _IMAGE)
+    return image or None
 
 
 def _pull_secrets(spec: Fields) -> tuple[str, ...]:
     where = spec.at("imagePullSecrets")
-    items = spec.items("imagePullSecrets") or []
+    items = spec.mappings("imagePullSecrets", 32)
     return tuple(
-        Fields(item, f"{where}[{i}]", ("name",)).text("name") for i, item in enumerate(items)
+        kube.object_name(Fields(item, f"{where}[{i}]", ("name",)), "name")
+        for i, item in enumerate(items)
     )
 
 
@@ -193,11 +191,11 @@ def _cache(fields: Fields | None) -> CacheSpec:
         raise InvalidSpec(fields.path, got, f"one of {', '.join(CACHE_KINDS)}")
     kind = given[0]
     if kind == CLAIM:
-        return CacheSpec(kind, claim=fields.text(kind))
+        return CacheSpec(kind, claim=kube.object_name(fields, kind))
     if kind == HOST_PATH:
-        path = fields.text(kind, want="an absolute path")
-        if not path.startswith("/"):
-            raise InvalidSpec(fields.at(kind), path, "an absolute path")
+        path = fields.text(kind, want=_HOST_PATH, most=512)
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise InvalidSpec(fields.at(kind), path, _HOST_PATH)
         return CacheSpec(kind, path=path)
     if kind == EMPTY_DIR:
         inner = fields.child(kind, ("sizeLimit",))
@@ -206,13 +204,15 @@ def _cache(fields: Fields | None) -> CacheSpec:
     size = None if inner is None else inner.bytes("size")
     if inner is None or size is None:
         raise InvalidSpec(f"{fields.at(kind)}.size", None, "bytes, such as 50Gi")
-    return CacheSpec(kind, size, storage_class=inner.text("storageClassName", "") or None)
+    return CacheSpec(
+        kind, size, storage_class=kube.optional_name(inner, "storageClassName") or None
+    )
 
 
 def _rollout(fields: Fields | None) -> RolloutSpec:
     if fields is None:
         return RolloutSpec()
-    unavailable, surge = fields.count("maxUnavailable", 0), fields.count("maxSurge", 0)
+    unavailable, surge = fields.count("maxUnavailable", 0, 1000), fields.count("maxSurge", 0, 1000)
     rollout = RolloutSpec(1 if unavailable is None else unavailable, surge or 0)
     if rollout == RolloutSpec(0, 0):
         want = "maxUnavailable or maxSurge above 0: with both 0 nothing can be rolled"
@@ -232,7 +232,8 @@ def _scheduling(fields: Fields | None) -> SchedulingSpec:
     if fields is None:
         return SchedulingSpec()
     timeout = fields.count("timeoutSeconds", 10)
-    key = fields.text("topologyKey", TOPOLOGY_KEY)
+    where = fields.at("topologyKey")
+    key = kube.label_key(fields.text("topologyKey", TOPOLOGY_KEY, want=kube.LABEL_KEY), where)
     return SchedulingSpec(300 if timeout is None else timeout, key)
 
 
@@ -243,7 +244,7 @@ def _gateway(fields: Fields | None) -> GatewaySpec:
     deadline = fields.count("requestDeadlineSeconds", 1)
     return GatewaySpec(
         replicas=2 if replicas is None else replicas,
-        api_keys_secret=secret_key(fields.child("apiKeysSecretRef", ("name", "key"))),
-        resources=fields.mapping("resources"),
+        api_keys_secret=kube.secret_key(fields.child("apiKeysSecretRef", kube.SECRET_KEYS)),
+        resources=kube.resources(fields),
         request_deadline_s=600 if deadline is None else deadline,
     )

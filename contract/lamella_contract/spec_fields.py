@@ -6,12 +6,14 @@ path is written as the user would (``spec.pipeline.stageSpecs[1].memory``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamella_contract.errors import InvalidSpec
 from lamella_contract.forms import did_you_mean
 from lamella_contract.units import quantity
+
+MOST = (1 << 31) - 1  # what a field of the resource can hold
 
 
 class Fields:
@@ -42,16 +44,20 @@ class Fields:
         value = self.get(key)
         return None if value is None else Fields(value, self.at(key), known)
 
-    def text(self, key: str, default: str | None = None, *, want: str = "a string") -> str:
-        """A non-empty string; required when there is no default."""
+    def text(
+        self, key: str, default: str | None = None, *, want: str = "a string", most: int = 1024
+    ) -> str:
+        """A string of 1 to ``most`` characters; required when there is no default."""
         value = self.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, str) or not value:
             raise InvalidSpec(self.at(key), value, want)
+        if len(value) > most:
+            raise InvalidSpec(self.at(key), value, f"at most {most} characters")
         return value
 
-    def count(self, key: str, least: int, most: int = 1 << 31) -> int | None:
+    def count(self, key: str, least: int, most: int = MOST) -> int | None:
         """A whole number in ``[least, most]``, None if absent."""
         value = self.get(key)
         return None if value is None else whole(value, self.at(key), least, most)
@@ -66,18 +72,20 @@ class Fields:
             raise InvalidSpec(self.at(key), value, "more than 0 bytes")
         return size
 
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object kept as it is; empty if absent."""
+    def mapping(self, key: str, most: int = MOST) -> Mapping[str, Any]:
+        """An object of at most ``most`` keys, kept as it is; empty if absent."""
         value = self.get(key)
         if value is None:
             return {}
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
             raise InvalidSpec(self.at(key), value, "an object")
+        if len(value) > most:
+            raise InvalidSpec(self.at(key), f"{len(value)} keys", f"at most {most}")
         return dict(value)
 
-    def strings(self, key: str) -> Mapping[str, str]:
+    def strings(self, key: str, most: int = MOST) -> Mapping[str, str]:
         """An object of strings; empty if absent."""
-        value = self.mapping(key)
+        value = self.mapping(key, most)
         for name, item in value.items():
             if not isinstance(item, str):
                 raise InvalidSpec(f"{self.at(key)}[{name!r}]", item, "a string")
@@ -99,31 +107,37 @@ class Fields:
             raise InvalidSpec(self.at(key), value, f"one of {', '.join(known)}")
         return str(value)
 
-    def items(self, key: str) -> list[Any] | None:
-        """A list of at least one item, None if absent."""
+    def items(self, key: str, most: int = MOST) -> list[Any] | None:
+        """A list of 1 to ``most`` items, None if absent."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, list | tuple) or not value:
             raise InvalidSpec(self.at(key), value, "a list of at least one item")
+        return self._short(key, value, most)
+
+    def _short(self, key: str, value: Sequence[Any], most: int) -> list[Any]:
+        if len(value) > most:
+            raise InvalidSpec(self.at(key), f"{len(value)} items", f"at most {most}")
         return list(value)
 
-    def mappings(self, key: str) -> tuple[Mapping[str, Any], ...]:
-        """A list of objects kept as they are; empty if absent."""
+    def mappings(self, key: str, most: int = MOST) -> tuple[Mapping[str, Any], ...]:
+        """A list of at most ``most`` objects kept as they are; empty if absent."""
         value = self.get(key)
         if value is None:
             return ()
         if not isinstance(value, list | tuple):
             raise InvalidSpec(self.at(key), value, "a list of objects")
+        self._short(key, value, most)
         for index, item in enumerate(value):
             if not isinstance(item, Mapping):
                 raise InvalidSpec(f"{self.at(key)}[{index}]", item, "an object")
         return tuple(dict(item) for item in value)
 
 
-def whole(value: object, path: str, least: int, most: int = 1 << 31) -> int:
+def whole(value: object, path: str, least: int, most: int = MOST) -> int:
     """A whole number in ``[least, most]``; true and false are none."""
     if type(value) is not int or not least <= value <= most:
-        bound = f"of at least {least}" if most == 1 << 31 else f"from {least} to {most}"
+        bound = f"of at least {least}" if most == MOST else f"from {least} to {most}"
         raise InvalidSpec(path, value, f"a whole number {bound}")
     return value

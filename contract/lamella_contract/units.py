@@ -17,8 +17,13 @@ _FACTORS = {**_BINARY, **_DECIMAL}
 _QUANTITY = re.compile(
     r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})([A-Za-z]*|[eE]\+?[0-9]{1,2})"
 )
+# what Kubernetes takes for CPU, memory or GPUs, but for signs
+_AMOUNT = re.compile(
+    r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?"
+)
 _WANT = "bytes such as 24Gi, 500M or 1073741824"
 MAX_QUANTITY = (1 << 63) - 1  # what Kubernetes can hold
+MAX_LENGTH = 32  # characters; the resource's schema has the same bound
 
 
 def quantity(value: object, path: str = "quantity") -> int:
@@ -30,7 +35,7 @@ def quantity(value: object, path: str = "quantity") -> int:
         return value
     if not isinstance(value, str):
         raise InvalidSpec(path, value, _WANT)
-    match = _QUANTITY.fullmatch(value)
+    match = _QUANTITY.fullmatch(value) if len(value) <= MAX_LENGTH else None
     if match is None:
         raise InvalidSpec(path, value, _WANT)
     number, suffix = match.groups()
@@ -46,6 +51,15 @@ def quantity(value: object, path: str = "quantity") -> int:
     if total > MAX_QUANTITY:
         raise InvalidSpec(path, value, f"at most {MAX_QUANTITY} bytes")
     return total
+
+
+def is_amount(value: object) -> bool:
+    """Whether ``value`` can be an amount of a container's resource, such as ``500m`` or 2."""
+    if type(value) is int:
+        return 0 <= value <= MAX_QUANTITY
+    return (
+        isinstance(value, str) and len(value) <= MAX_LENGTH and _AMOUNT.fullmatch(value) is not None
+    )
 
 
 def human(size: int) -> str:

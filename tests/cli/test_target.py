@@ -123,7 +123,13 @@ def test_a_bad_split_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "slug"),
-    [("Qwen3-32B", "qwen3-32b"), ("A__b", "a-b"), ("___", "model"), ("x" * 80, "x" * 63)],
+    [
+        ("Qwen3-32B", "qwen3-32b"),
+        ("A__b", "a-b"),
+        ("___", "model"),
+        ("x" * 80, "x" * 50),
+        ("3b", "model-3b"),
+    ],
 )
 def test_labels(text: str, slug: str) -> None:
     assert label(text) == slug

@@ -152,7 +152,7 @@ def test_stages_and_their_memory(pipeline: dict, stages: int | None, memory: obj
 
 
 URIS = "hf://org/name[@revision], file:/path, pvc://claim/path or oci://registry/name:tag"
-NAME = "at most 63 lower-case letters, digits and dashes"
+NAME = "at most 50 lower-case letters, digits and dashes that begin with a letter"
 REFUSALS = {
     "no mapping": ([], "manifest: got [], want an object"),
     "empty file": (None, "manifest: got nothing, want an object"),
@@ -166,8 +166,12 @@ REFUSALS = {
     "bad name": (changed("metadata.name", "Qwen_3"), f"metadata.name: got 'Qwen_3', want {NAME}"),
     "number as name": (changed("metadata.name", 3), f"metadata.name: got 3, want {NAME}"),
     "long name": (
-        changed("metadata.name", "a" * 64),
-        f"metadata.name: got '{'a' * 64}', want {NAME}",
+        changed("metadata.name", "a" * 51),
+        f"metadata.name: got '{'a' * 51}', want {NAME}",
+    ),
+    "name that begins with a digit": (
+        changed("metadata.name", "3b"),
+        f"metadata.name: got '3b', want {NAME}",
     ),
     "label": (
         changed("metadata.labels", {"a": 1}),
@@ -210,7 +214,8 @@ REFUSALS = {
     ),
     "secret without key": (
         manifest(model={"uri": "hf://a/b", "tokenSecretRef": {"name": "a"}}),
-        "spec.model.tokenSecretRef.key: got nothing, want a string",
+        "spec.model.tokenSecretRef.key: got nothing, want at most 253 letters, digits, dashes, "
+        "dots and underscores",
     ),
     "unknown key, near": (
         manifest(pipeline={"stage": 4}),
@@ -279,7 +284,7 @@ REFUSALS = {
     ),
     "replicas": (
         manifest(replicas=-1),
-        "spec.replicas: got -1, want a whole number of at least 0",
+        "spec.replicas: got -1, want a whole number from 0 to 1000",
     ),
     "context": (
         manifest(context={"maxLength": 1.5}),
