@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lamella_contract.errors import Overloaded, RequestError, WireError
+from lamella_contract.errors import Overloaded, PipelineUnavailable, RequestError, WireError
 from lamella_contract.wire import (
     Adopt,
     Cancel,
@@ -114,6 +114,15 @@ class HeadLoop:
         self._published_s = 0.0
         self._held: list[OwnedEvent] = []
         self.stopping = False
+        self._drained_s = float("inf")
+
+    def drain(self, patience_s: float) -> None:
+        """Take nothing new, and end once nothing is live or after `patience_s` seconds.
+
+        Gateways give what comes now to another pipeline, and at the end what is still live.
+        """
+        self._drained_s = time.monotonic() + patience_s
+        self._telemetry.draining = True
 
     def run(self) -> None:
         """Serve; every wait is bounded, so `stopping` is seen within POLL_S."""
@@ -153,8 +162,10 @@ class HeadLoop:
 
     def _submit(self, owner: bytes, submit: Submit) -> None:
         try:
+            if self._telemetry.draining:
+                raise PipelineUnavailable("the pipeline is draining")
             self._scheduler.submit(submit, owner)
-        except RequestError as error:
+        except (RequestError, PipelineUnavailable) as error:
             retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
             event = TokenEvent(
                 submit.request_id,
@@ -280,4 +291,7 @@ class HeadLoop:
         now_s = time.monotonic()
         if not worked or now_s - self._published_s > STATS_EVERY_S:
             self._published_s = now_s
-            telemetry.scheduler = self._scheduler.stats()
+            telemetry.scheduler = stats = self._scheduler.stats()
+            if telemetry.draining:
+                idle = not (stats.running or stats.waiting)
+                self.stopping = self.stopping or idle or now_s > self._drained_s

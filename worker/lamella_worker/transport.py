@@ -101,6 +101,7 @@ class Network:
         self._zap.start()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._allowed: dict[str, AllowList] = {}
+        self.linger_ms = 0
 
     def listen(
         self, kind: int, address: str, *, domain: str, roles: Iterable[str]
@@ -116,6 +117,7 @@ class Network:
         socket.zap_domain = domain.encode("ascii")
         if kind == zmq.ROUTER:
             socket.router_handover = 1  # a restarted peer takes its identity over at once
+        socket.ipv6 = is_ipv6(address)
         socket.bind(address)
         return socket
 
@@ -126,8 +128,9 @@ class Network:
         socket.curve_publickey = self._keys.public
         socket.curve_secretkey = self._keys.secret
         socket.immediate = 1  # queue only to a peer whose handshake is done, never to a guess
+        socket.ipv6 = is_ipv6(address)
         socket.connect_timeout = 500
-        socket.reconnect_ivl = 50
+        socket.reconnect_ivl = 100
         socket.reconnect_ivl_max = 1000
         if identity:
             socket.identity = identity.encode("ascii")
@@ -157,16 +160,19 @@ class Network:
         return sum(allowed.refused for allowed in self._allowed.values())
 
     def close(self) -> None:
-        """Close every socket without waiting for unsent frames, then the context."""
+        """Close every socket without waiting for unsent frames, then the context.
+
+        `linger_ms` is the time that what was sent last has to leave.
+        """
         for socket in self._sockets:
-            socket.close(linger=0)
+            socket.close(linger=self.linger_ms)
         self._zap.stop()
         self.context.term()
 
-    def forget(self, socket: zmq.Socket[bytes]) -> None:
-        """Close one socket early: its link is dialled anew."""
+    def forget(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
+        """Close one socket early: its link is dialled anew, or has said its last word."""
         self._sockets.remove(socket)
-        socket.close(linger=0)
+        socket.close(linger=linger_ms)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
@@ -288,6 +294,12 @@ def split_address(address: str) -> tuple[str, SharedRing | None]:
     """A data address as its endpoint and its ring, if that can be reached from here."""
     endpoint, _, ring = address.partition(RING_MARK)
     return endpoint, SharedRing.open(ring) if ring else None
+
+
+def is_ipv6(address: str) -> bool:
+    """Whether an endpoint's host is an IPv6 literal: ZeroMQ must be told before it binds or
+    dials."""
+    return address.count(":") > 2
 
 
 def split_parts(tensor: memoryview) -> list[memoryview]:

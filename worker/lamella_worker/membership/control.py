@@ -10,13 +10,12 @@ import logging
 import os
 import threading
 import time
-import uuid
+from collections.abc import Callable
 
 import zmq
 
-from lamella_contract import names
 from lamella_contract.config import StageConfig
-from lamella_contract.errors import WireError
+from lamella_contract.errors import StageReplaced, WireError
 from lamella_contract.wire import (
     NO_INCARNATION,
     Envelope,
@@ -30,7 +29,9 @@ from lamella_contract.wire import (
     encode_control,
 )
 from lamella_worker.membership.channel import ChannelEnd
+from lamella_worker.membership.head_link import HeadLink
 from lamella_worker.membership.orders import Broken, Linked, Loaded, Order, Relink, Report
+from lamella_worker.membership.resolver import Resolve
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network
@@ -40,21 +41,27 @@ log = logging.getLogger(__name__)
 BEAT_S = 0.25
 """Seconds between heartbeats: four fit into the shortest silence that makes a stage suspect."""
 
+SEARCH_S = 0.05
+"""Seconds between two looks for an answer of DNS."""
 
-def state_of(loaded: bool) -> str:
+
+def state_of(telemetry: Telemetry, loaded: bool) -> str:
     """What a stage says of itself on the control link."""
+    if telemetry.state == "failed":
+        return "failed"
     return "ready" if loaded else "loading"
 
 
 def heartbeat(telemetry: Telemetry, loaded: bool, *, error: str, sequence: int) -> Heartbeat:
     """How this stage is, as every stage tells it."""
+    state = state_of(telemetry, loaded)
     return Heartbeat(
         stage=telemetry.stage,
-        state=state_of(loaded),
+        state=state,
         bytes_done=telemetry.load.bytes_done,
         bytes_total=telemetry.load.bytes_total,
         bytes_per_s=telemetry.load.bytes_per_s,
-        error=error,
+        error=telemetry.reason if state == "failed" else error or telemetry.trouble,
         last_step=telemetry.counters.steps,
         sequence=sequence,
     )
@@ -73,47 +80,60 @@ class StageControl(threading.Thread):
         *,
         data_address: str,
         http_port: int,
+        resolve: Resolve,
+        replaced: Callable[[StageReplaced], None],
     ) -> None:
+        """`resolve` looks stage 0's name up. `replaced` is called when stage 0 says that a newer
+        process has this one's place: it ends the process."""
         super().__init__(name="control", daemon=True)
         self._config = config
+        self._replaced = replaced
+        self._poller = zmq.Poller()
+        self._poller.register(channel.socket, zmq.POLLIN)
         self._channel = channel
         self._telemetry = telemetry
         self._pulse = pulse
         self._data_address = data_address
         self._http_port = http_port
-        self._socket = network.dial(
-            zmq.DEALER,
-            config.control_address,
-            role=names.stage_role(0),
-            identity=config.role,
+        self._process = pulse.process
+        self._head = HeadLink(
+            config,
+            network,
+            telemetry,
+            self._poller,
+            identity=f"{config.role}/{self._process}",
+            resolve=resolve,
         )
         self._hash = config.pipeline.config_hash()
-        self._process = uuid.uuid4().hex
         self._incarnation = NO_INCARNATION
         self._epoch = 0
         self._linked_epoch = 0
         self._beats = 0
         self._loaded = False
         self._broken = ""
-        self._head_heard_s = 0.0
+        self._refusal = ""
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Beat, listen and pass on until `stop`."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._channel.socket, zmq.POLLIN)
         next_beat_s = 0.0
         while not self._ended.is_set():
             now_s = time.monotonic()
+            self._head.turn(now_s)
             if now_s >= next_beat_s:
                 self._beat()
                 next_beat_s = now_s + BEAT_S
-            poller.poll(max(1, int((next_beat_s - now_s) * 1000)))
+            wait_s = next_beat_s - now_s
+            if self._head.searching:
+                wait_s = min(wait_s, SEARCH_S)
+            self._poller.poll(max(1, int(wait_s * 1000)))
             for report in self._channel.drain():
                 self._report(report)
             self._listen()
             self._publish(time.monotonic())
+        if self._telemetry.state == "failed":
+            self._beat()  # stage 0 is told why, before this process ends
+        self._head.close()
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
@@ -129,7 +149,7 @@ class StageControl(threading.Thread):
                 data_address=self._data_address,
                 http_port=self._http_port,
                 pid=os.getpid(),
-                state=state_of(self._loaded),
+                state=state_of(self._telemetry, self._loaded),
                 num_blocks=self._config.pipeline.num_blocks if self._loaded else 0,
                 incarnation=self._incarnation.hex(),
                 epoch=self._epoch,
@@ -163,26 +183,31 @@ class StageControl(threading.Thread):
                 log.debug("an outdated report was dropped", extra={"report": repr(report)})
 
     def _listen(self) -> None:
-        while True:
-            try:
-                frame = self._socket.recv(flags=zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        for address, frame in self._head.receive():
             try:
                 envelope, message = decode_control(frame)
             except WireError as error:
                 self._telemetry.counters.frames_refused += 1
                 log.warning("a control frame was refused", extra={"error": str(error)})
                 continue
-            if envelope.config_hash != self._hash:
+            if isinstance(message, Reject):
+                self._rejected(address, envelope.incarnation, message)
+            elif envelope.config_hash != self._hash:
                 self._telemetry.counters.frames_refused += 1
-                continue
-            self._head_heard_s = time.monotonic()
-            match message:
-                case Members():
+            elif self._head.choice.heard(address, envelope.incarnation, time.monotonic()):
+                if isinstance(message, Members):
                     self._enter(message)
-                case Reject(reason):
-                    log.error("stage 0 refuses this stage", extra={"reason": reason})
+            else:
+                self._telemetry.counters.frames_stale += 1
+
+    def _rejected(self, address: str, incarnation: bytes, reject: Reject) -> None:
+        """One of the stage 0s there will not have this stage; another one may."""
+        refusal = f"stage 0 at {address} refuses this stage: {reject.reason}"
+        if refusal != self._refusal:  # it answers each beat so
+            self._refusal = refusal
+            log.error(refusal)
+        if reject.replaced and not self._head.choice.has_left(incarnation):
+            self._replaced(StageReplaced(refusal))
 
     def _enter(self, members: Members) -> None:
         incarnation = bytes.fromhex(members.incarnation)
@@ -194,18 +219,17 @@ class StageControl(threading.Thread):
         self._channel.put(relink)
 
     def _publish(self, now_s: float) -> None:
-        if not self._loaded:
+        if not self._loaded or self._telemetry.state == "failed":
             return
-        if now_s - self._head_heard_s > self._config.suspect_after_s:
-            self._telemetry.set_state("joining", ready=False, reason="stage 0 is not heard")
+        if not self._head.choice.is_heard(now_s):
+            reason = self._refusal or "stage 0 is not heard"
+            self._telemetry.set_state("joining", ready=True, reason=reason)
         elif self._linked_epoch != self._epoch or self._epoch == 0:
-            self._telemetry.set_state("joining", ready=False, reason="links are being made")
+            self._telemetry.set_state("joining", ready=True, reason="links are being made")
         else:
+            self._refusal = ""
             self._telemetry.set_state("serving", ready=True)
 
     def _send(self, message: Join | Heartbeat | MembersAck) -> None:
         envelope = Envelope(Kind.JOIN, self._hash, self._incarnation, self._epoch, self._beats)
-        try:
-            self._socket.send(encode_control(envelope, message), flags=zmq.NOBLOCK)
-        except zmq.Again:
-            return  # stage 0 is not there now; the next beat says it all again
+        self._head.send(encode_control(envelope, message))

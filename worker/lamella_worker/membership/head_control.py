@@ -23,12 +23,12 @@ from lamella_contract.wire import (
     Kind,
     Members,
     MembersAck,
-    PipelineStatus,
     Reject,
     StageReport,
     decode_control,
     encode_control,
 )
+from lamella_worker.membership import overview
 from lamella_worker.membership.channel import ChannelEnd
 from lamella_worker.membership.control import BEAT_S, heartbeat
 from lamella_worker.membership.gateway_port import GatewayPort
@@ -42,7 +42,7 @@ from lamella_worker.membership.orders import (
     Report,
     ToGateway,
 )
-from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Ring
+from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Refuse, Ring
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network, receive_from, send_to
@@ -81,7 +81,8 @@ class HeadControl(threading.Thread):
         )
         self._gateways = GatewayPort(config, network, telemetry)
         self._ring = Ring(stages, config.suspect_after_s)
-        self._ring.join(0, "self", data_address, time.monotonic())
+        self._process = pulse.process
+        self._ring.join(0, self._process, data_address, time.monotonic())
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
         self._told = (False, "")
@@ -107,6 +108,8 @@ class HeadControl(threading.Thread):
                 self._tick(now_s)
                 next_beat_s = now_s + BEAT_S
             self._publish()
+        for report in self._channel.drain():  # the last tokens of a pipeline that has drained
+            self._report(report)
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
@@ -114,7 +117,7 @@ class HeadControl(threading.Thread):
 
     def _tick(self, now_s: float) -> None:
         self._pulse.beat()
-        self._act(self._ring.heard(0, "self", self._loaded, now_s))
+        self._act(self._ring.heard(0, self._process, self._loaded, now_s))
         sent_s = self._telemetry.oldest_step_sent_s
         self._act(
             self._ring.tick(
@@ -127,7 +130,9 @@ class HeadControl(threading.Thread):
         self._beats[0] = beat
         for stage in self._ring.members:
             self._tell_stage(stage, beat)
-        self._gateways.tell(self._envelope(), self._pipeline_status(), everyone=True)
+        self._telemetry.members = self._reports()
+        self._telemetry.lost = self._ring.lost(now_s, self._config.replace_after_s)
+        self._tell_gateways(everyone=True)
         for order in self._gateways.expire(now_s):
             self._channel.put(order)
 
@@ -138,7 +143,7 @@ class HeadControl(threading.Thread):
                 self._gateways.pass_on(self._envelope(), report)
             case Loaded():
                 self._loaded = True
-                self._act(self._ring.heard(0, "self", True, now_s))
+                self._act(self._ring.heard(0, self._process, True, now_s))
             case Linked(epoch):
                 self._act(self._ring.acknowledged(0, epoch, now_s))
             case Probed(epoch):
@@ -159,6 +164,13 @@ class HeadControl(threading.Thread):
                     self._channel.put(
                         Relink(self._incarnation, epoch, next_addresses[0], next_role)
                     )
+                case Refuse(stage, process, reason):
+                    self._telemetry.counters.retired_refusals += 1
+                    log.warning(
+                        "a process that was replaced is told to end",
+                        extra={"stage": stage, "process": process},
+                    )
+                    self._send(_identity(stage, process), Reject(reason, replaced=True))
                 case _:
                     if isinstance(action, Pause):
                         log.warning("the ring pauses", extra={"reason": action.reason})
@@ -183,91 +195,71 @@ class HeadControl(threading.Thread):
             except WireError as error:
                 self._refuse(str(error))
                 continue
+            claimed, _, process = identity.decode("utf-8", "replace").partition("/")
             role = self._network.role_of(frame)
-            if role.encode() != identity or envelope.config_hash != self._hash:
-                reason = "another configuration" if role.encode() == identity else "a foreign key"
+            if role != claimed or envelope.config_hash != self._hash:
+                reason = "another configuration" if role == claimed else "a foreign key"
                 self._refuse(reason)
-                reply = encode_control(self._envelope(), Reject(reason))
-                send_to(self._stages, identity, reply)
+                self._send(identity, Reject(reason))
                 continue
             parsed = names.parse_role(role)
             assert parsed is not None  # only stages' keys pass this socket's allow-list
-            self._hear_stage(parsed[1], envelope, message)
+            self._hear_stage(parsed[1], process, envelope, message)
 
-    def _hear_stage(self, stage: int, envelope: Envelope, message: object) -> None:
+    def _hear_stage(self, stage: int, process: str, envelope: Envelope, message: object) -> None:
+        """A frame of a stage's `process`, as its socket is named: no process speaks for another."""
         now_s = time.monotonic()
-        member = self._ring.members.get(stage)
+        if isinstance(message, Join):
+            self._act(self._ring.join(stage, process, message.data_address, now_s))
+            seen = (message.incarnation, message.epoch)
+            behind = seen != (self._incarnation.hex(), self._ring.epoch)
+            if behind and self._ring.phase is Phase.CONNECTING and self._is_member(stage, process):
+                self._tell_stage(stage, self._members(stage))  # the first telling was lost
+            return
+        if not self._is_member(stage, process):
+            return
+        ours = (envelope.incarnation, envelope.epoch) == (self._incarnation, self._ring.epoch)
         match message:
-            case Join():
-                self._act(self._ring.join(stage, message.process, message.data_address, now_s))
-                behind = (message.incarnation, message.epoch) != (
-                    self._incarnation.hex(),
-                    self._ring.epoch,
-                )
-                if behind and self._ring.phase is Phase.CONNECTING:
-                    self._tell_stage(stage, self._members(stage))  # the first telling was lost
-            case Heartbeat() if member is not None:
+            case Heartbeat(state=state):
                 self._beats[stage] = message
-                loaded = message.state == "ready"
-                self._act(self._ring.heard(stage, member.process, loaded, now_s))
-                ours = (envelope.incarnation, envelope.epoch) == (
-                    self._incarnation,
-                    self._ring.epoch,
-                )
-                if message.error and ours:
+                loaded, failed = state == "ready", state == "failed"
+                self._act(self._ring.heard(stage, process, loaded, now_s, failed=failed))
+                if message.error and loaded and ours:
                     reason = f"stage {stage}: {message.error}"
                     self._act(self._ring.broken(reason, now_s))
             case MembersAck() if bytes.fromhex(message.incarnation) == self._incarnation:
                 self._act(self._ring.acknowledged(stage, message.epoch, now_s))
 
-    def _pipeline_status(self) -> PipelineStatus:
-        stats = self._telemetry.scheduler
-        return PipelineStatus(
-            ready=self._ring.ready,
-            reason=self._ring.reason,
-            kv_tokens=stats.kv_tokens if stats else 0,
-            kv_tokens_free=stats.kv_tokens_free if stats else 0,
-            queued_tokens=stats.queued_tokens if stats else 0,
-            running=stats.running if stats else 0,
-            waiting=stats.waiting if stats else 0,
-            stages=tuple(
-                self._stage_report(stage) for stage in range(self._config.pipeline.num_stages)
-            ),
-        )
+    def _is_member(self, stage: int, process: str) -> bool:
+        member = self._ring.members.get(stage)
+        return member is not None and member.process == process
 
-    def _stage_report(self, stage: int) -> StageReport:
-        first, end = self._config.pipeline.layer_range(stage)
-        layers = f"{first} to {end - 1}"
-        beat = self._beats.get(stage)
-        if beat is None:
-            return StageReport(stage, "absent", layers)
-        member = self._ring.members[stage]
-        silence_s = time.monotonic() - member.last_heard_s
-        state = "silent" if silence_s > self._config.suspect_after_s else beat.state
-        return StageReport(
-            stage,
-            state,
-            layers,
-            beat.bytes_done,
-            beat.bytes_total,
-            beat.bytes_per_s,
-            beat.error,
-        )
+    def _reports(self) -> tuple[StageReport, ...]:
+        return overview.stage_reports(self._config, self._ring, self._beats, time.monotonic())
 
     def _publish(self) -> None:
         """Say at once when readiness turns, and keep /readyz in step."""
-        ring = self._ring
-        state = "serving" if ring.ready else ("joining" if self._loaded else "loading")
-        self._telemetry.set_state(state, ready=ring.ready, reason=ring.reason)
-        told, self._told = self._told, (ring.ready, ring.reason)
+        ready, reason = overview.readiness(self._ring, self._telemetry)
+        state = "serving" if ready else ("joining" if self._loaded else "loading")
+        if self._telemetry.draining:
+            state = overview.DRAINING
+        if self._telemetry.state != "failed":
+            self._telemetry.set_state(state, ready=ready, reason=reason)
+        told, self._told = self._told, (ready, reason)
         turned = told != self._told
         if turned or self._gateways.greeted:  # else each step's events would pay for a status
-            self._gateways.tell(self._envelope(), self._pipeline_status(), everyone=turned)
+            self._tell_gateways(everyone=turned)
+
+    def _tell_gateways(self, *, everyone: bool) -> None:
+        status = overview.pipeline_status(self._ring, self._telemetry, self._reports())
+        self._gateways.tell(self._envelope(), status, everyone=everyone)
 
     def _tell_stage(self, stage: int, message: Members | Heartbeat) -> None:
         if stage:
-            frame = encode_control(self._envelope(), message)
-            send_to(self._stages, names.stage_role(stage).encode(), frame)
+            self._send(_identity(stage, self._ring.members[stage].process), message)
+
+    def _send(self, identity: bytes, message: Members | Heartbeat | Reject) -> None:
+        send_to(self._stages, identity, encode_control(self._envelope(), message))
 
     def _envelope(self) -> Envelope:
         self._sent += 1
@@ -276,6 +268,11 @@ class HeadControl(threading.Thread):
     def _refuse(self, reason: str) -> None:
         self._telemetry.counters.frames_refused += 1
         log.warning("a stage's frame was refused", extra={"reason": reason})
+
+
+def _identity(stage: int, process: str) -> bytes:
+    """The name of a stage's socket."""
+    return f"{names.stage_role(stage)}/{process}".encode()
 
 
 def new_incarnation() -> bytes:

@@ -12,11 +12,16 @@ what was heard and carries out the actions it returns. The phases, in order:
 An **incarnation** names one run of stage 0. Inside it the **epoch** rises at every change: a new
 process in a stage's place, a suspect that came back, a broken link. Frames of another epoch are
 dropped by whoever receives them, so nothing stale is ever computed on.
+
+A process is named ``<pod>.<random>``. Once another process has a stage's place the one of before
+is refused; another pod's process retires all of the pod before, children that its parent may yet
+fork included. So a pod that was stopped or cut off, and was replaced, cannot come back.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass, field
 
 STEP_OVERDUE_FLOOR_S = 1.0
@@ -27,6 +32,9 @@ STEP_OVERDUE_FACTOR = 4.0
 
 PROBE_TIMEOUT_S = 5.0
 """A probe or a connection that takes longer is tried again under a new epoch."""
+
+RETIRED_KEPT = 256
+"""Names of replaced processes and pods that are remembered for each stage."""
 
 
 class Phase(enum.Enum):
@@ -68,7 +76,16 @@ class Pause:
     reason: str
 
 
-Action = Connect | Probe | Serve | Pause
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A newer process has this one's place: tell it to end."""
+
+    stage: int
+    process: str
+    reason: str
+
+
+Action = Connect | Probe | Serve | Pause | Refuse
 
 
 @dataclass(slots=True)
@@ -80,6 +97,7 @@ class Member:
     loaded: bool
     last_heard_s: float
     acknowledged_epoch: int = 0
+    failed: bool = False  # it says that it cannot work
 
 
 @dataclass(slots=True)
@@ -96,6 +114,9 @@ class Ring:
     reason: str = "no stage has joined yet"
     members: dict[int, Member] = field(default_factory=dict)
     _since_s: float = 0.0
+    _ticked_s: float = 0.0
+    _awake_since_s: float = 0.0  # since when this ring has been listening without a break
+    _retired: dict[int, deque[str]] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -111,18 +132,28 @@ class Ring:
             known.last_heard_s = now_s
             known.data_address = data_address
             return []
+        retired = self._retired.setdefault(stage, deque(maxlen=RETIRED_KEPT))
+        if process in retired or pod_of(process) in retired:
+            return [Refuse(stage, process, f"stage {stage} has a newer process")]
         self.members[stage] = Member(process, data_address, False, now_s)
         if known is None:
             return []
+        old, pod = known.process, pod_of(known.process)
+        retired.append(old if pod == pod_of(process) else pod)
         return self._pause(Phase.FORMING, f"stage {stage} was replaced and is loading")
 
-    def heard(self, stage: int, process: str, loaded: bool, now_s: float) -> list[Action]:
+    def heard(
+        self, stage: int, process: str, loaded: bool, now_s: float, *, failed: bool = False
+    ) -> list[Action]:
         """A heartbeat. The last missing `loaded` connects the ring."""
         member = self.members.get(stage)
         if member is None or member.process != process:
             return []
         member.last_heard_s = now_s
         member.loaded = loaded
+        member.failed = failed
+        if failed and self.phase is not Phase.FORMING:
+            return self._pause(Phase.FORMING, self._missing(now_s))
         if self.phase is Phase.SUSPECT and not self._silent(now_s):
             return self._connect(now_s)
         if self.phase is Phase.FORMING:
@@ -157,6 +188,9 @@ class Ring:
         self, now_s: float, *, oldest_step_age_s: float, predicted_step_s: float
     ) -> list[Action]:
         """Notice silence, overdue steps, and connections or probes that never end."""
+        if now_s - self._ticked_s > self.suspect_after_s:
+            self._awake_since_s = now_s
+        self._ticked_s = now_s
         if self.phase is Phase.FORMING:
             return self._connect_if_whole(now_s)
         silent = self._silent(now_s)
@@ -169,6 +203,19 @@ class Ring:
             reason = f"a step is overdue ({oldest_step_age_s:.1f} s)"
             return [Pause(reason), *self._connect(now_s)]
         return []
+
+    def lost(self, now_s: float, replace_after_s: float) -> int | None:
+        """The first stage whose process must be replaced: it failed, or was silent for longer
+        than `replace_after_s`; None when there is none. A stage that never joined is not lost.
+
+        Silence counts only while this ring itself was listening: one that was stopped and goes on
+        has heard from nobody, and must not have everybody replaced.
+        """
+        for stage, member in sorted(self.members.items()):
+            heard_s = max(member.last_heard_s, self._awake_since_s)
+            if stage and (member.failed or now_s - heard_s > replace_after_s):
+                return stage
+        return None
 
     def _silent(self, now_s: float) -> list[int]:
         return [
@@ -201,6 +248,8 @@ class Ring:
                 return f"stage {stage} has not joined"
             if now_s - member.last_heard_s > self.suspect_after_s:
                 return f"stage {stage} has fallen silent"
+            if member.failed:
+                return f"stage {stage} has failed"
             if not member.loaded:
                 return f"stage {stage} is loading"
         return "all stages have joined"
@@ -211,3 +260,8 @@ class Ring:
 
     def _enter(self, phase: Phase, reason: str, now_s: float) -> None:
         self.phase, self.reason, self._since_s = phase, reason, now_s
+
+
+def pod_of(process: str) -> str:
+    """The pod (or the run of a parent) that a process belongs to."""
+    return process.partition(".")[0]

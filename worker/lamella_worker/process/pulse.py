@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+import uuid
 
 _FIELDS = struct.Struct("<qq")
 _BEAT, _BUSY = 0, 8
@@ -18,14 +19,26 @@ BUSY_FACTOR = 6
 
 
 class Pulse:
-    """Shared by fork: create it before, use it on both sides after."""
+    """Shared by fork: create it before, use it on both sides after.
 
-    def __init__(self) -> None:
+    `process` names the child, ``<pod>.<random>``; `restarts` is how many have ended before it. The
+    child has them as they were when it was forked. `pod` "" is this run of the parent.
+    """
+
+    def __init__(self, pod: str = "") -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._pod = pod.replace(".", "-") or uuid.uuid4().hex
+        self.restarts = 0
+        self.born(0)
+
+    def born(self, restarts: int) -> None:
+        """Parent, before a fork: the new child has a name of its own and a fresh sign of life."""
+        self.restarts = restarts
+        self.process = f"{self._pod}.{uuid.uuid4().hex[:16]}"
         self.reset()
 
     def reset(self) -> None:
-        """Parent, before a fork: the new child starts with a fresh sign of life."""
+        """Parent: as if the child had given a sign of life now."""
         self._memory[: _FIELDS.size] = _FIELDS.pack(time.monotonic_ns(), 0)
 
     def beat(self) -> None:

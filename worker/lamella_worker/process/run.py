@@ -7,12 +7,9 @@ then serve. Returns the exit status: 0 when told to end, 78 when trying again ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import signal
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import zmq
@@ -21,24 +18,28 @@ from setproctitle import setproctitle
 from lamella_contract import logs, names
 from lamella_contract.config import StageConfig
 from lamella_contract.errors import (
-    DownloadStalled,
-    HubUnreachable,
     InvalidConfig,
+    InvalidSpec,
+    LamellaError,
     ModelError,
-    RateLimited,
+    OutOfMemory,
+    PlanError,
+    StageReplaced,
 )
 from lamella_worker import shared_ring
-from lamella_worker.downloader import ShardDownloader
-from lamella_worker.engine import TorchDynamicShardInferenceEngine
 from lamella_worker.head import HeadLoop
 from lamella_worker.links import OutLink
 from lamella_worker.membership.channel import ChannelEnd, channel
 from lamella_worker.membership.control import StageControl
 from lamella_worker.membership.head_control import HeadControl, new_incarnation
 from lamella_worker.membership.orders import Loaded, Order, Report
+from lamella_worker.membership.resolver import Resolve, system_resolve
+from lamella_worker.process import last_words
+from lamella_worker.process.loading import LoadEngine, load_at_last, load_engine
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.restarts import EXIT_PERMANENT
 from lamella_worker.process.server import StageServer
+from lamella_worker.process.stopping import StopFlag
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.sampling import Sampler
 from lamella_worker.scheduling.limits import SchedulerLimits
@@ -49,15 +50,21 @@ from lamella_worker.transport import KeyPair, Network, PullLink
 
 log = logging.getLogger(__name__)
 
-LoadEngine = Callable[[StageConfig, Telemetry], StageEngine]
-"""Makes a stage's engine ready: reads its slice and reserves its pages."""
+LAST_TOKENS_MS = 500
+"""What a drained pipeline told its gateways last has this long to leave."""
 
-TRANSIENT = (HubUnreachable, DownloadStalled, RateLimited)
-"""Model errors that another try may not meet: the parent starts the stage again."""
+PERMANENT = (ModelError, PlanError, InvalidConfig, InvalidSpec, OutOfMemory)
+"""What trying again cannot help; `loading` has tried again what it can."""
 
 
-def run_stage(config: StageConfig, pulse: Pulse, load: LoadEngine | None = None) -> int:
-    """Everything that one stage does, from fork to exit. `load` None is `load_engine`."""
+def run_stage(
+    config: StageConfig,
+    pulse: Pulse,
+    load: LoadEngine | None = None,
+    resolve: Resolve = system_resolve,
+) -> int:
+    """Everything that one stage does, from fork to exit. `load` None is `load_engine`; `resolve`
+    looks stage 0's name up."""
     logs.configure(config.role)
     pipeline = config.pipeline
     first, end = pipeline.layer_range(config.stage)
@@ -66,6 +73,7 @@ def run_stage(config: StageConfig, pulse: Pulse, load: LoadEngine | None = None)
     )
     torch.set_num_threads(config.threads)
     telemetry = Telemetry(config.stage, pipeline.num_stages, os.getpid(), (first, end))
+    telemetry.counters.restarts = pulse.restarts
     stop = StopFlag()
     try:
         with contextlib.ExitStack() as stack:
@@ -77,82 +85,89 @@ def run_stage(config: StageConfig, pulse: Pulse, load: LoadEngine | None = None)
                 credit=pipeline.num_stages + 1,
             )
             stack.callback(network.close)
-            serve(config, pulse, telemetry, network, server.port, stop, load or load_engine)
-    except TRANSIENT:
-        log.exception("the model could not be read; it will be tried again")
-        return 1
-    except (ModelError, InvalidConfig) as error:
-        telemetry.set_state("failed", ready=False, reason=str(error))
-        log.error(str(error), extra={"kind": error.kind})
-        return EXIT_PERMANENT
+            stage = Stage(config, pulse, telemetry, network, server.port, resolve)
+            stage.serve(stop, load or load_engine)
+    except PERMANENT as error:
+        return fail(config, telemetry, error)
+    except MemoryError as error:
+        return fail(config, telemetry, OutOfMemory(f"the host has no memory: {error}"))
     return 0
 
 
-class StopFlag:
-    """SIGTERM and SIGINT: while loading they end the process, while serving they end the loop."""
-
-    def __init__(self) -> None:
-        self._end: Callable[[], None] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def then(self, end: Callable[[], None]) -> None:
-        """From now on a signal calls `end` instead of leaving at once."""
-        self._end = end
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._end is None:
-            raise SystemExit(0)
-        self._end()
+def fail(config: StageConfig, telemetry: Telemetry, error: LamellaError) -> int:
+    """Say why this stage ends for good; the exit status."""
+    telemetry.set_state("failed", ready=False, reason=str(error))
+    log.error(str(error), extra={"kind": error.kind})
+    last_words.leave(config.termination_log, error, last_words.secrets_of(config))
+    return EXIT_PERMANENT
 
 
-def serve(
-    config: StageConfig,
-    pulse: Pulse,
-    telemetry: Telemetry,
-    network: Network,
-    http_port: int,
-    stop: StopFlag,
-    load: LoadEngine,
-) -> None:
-    """Bind, join, load, then run the loop until told to stop."""
-    control_end: ChannelEnd[Order, Report]
-    compute_end: ChannelEnd[Report, Order]
-    control_end, compute_end = channel(network, "orders")
-    data = listen_for_frames(config, network)
-    data_address = data.address if data is not None else "self"
-    control: HeadControl | StageControl
-    if config.is_first:
-        control = HeadControl(
-            config,
-            network,
-            control_end,
-            telemetry,
-            pulse,
-            incarnation=new_incarnation(),
+class Stage:
+    """One stage's parts, put together."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        pulse: Pulse,
+        telemetry: Telemetry,
+        network: Network,
+        http_port: int,
+        resolve: Resolve,
+    ) -> None:
+        self._config = config
+        self._pulse = pulse
+        self._telemetry = telemetry
+        self._network = network
+        self._http_port = http_port
+        self._resolve = resolve
+
+    def serve(self, stop: StopFlag, load: LoadEngine) -> None:
+        """Bind, join, load, then run the loop until told to stop."""
+        config, telemetry, network = self._config, self._telemetry, self._network
+        control_end: ChannelEnd[Order, Report]
+        compute_end: ChannelEnd[Report, Order]
+        control_end, compute_end = channel(network, "orders")
+        data = listen_for_frames(config, network)
+        control = self._control(control_end, data)
+        control.start()
+        pin(config.cpu)
+        try:
+            engine = load_at_last(config, telemetry, load)
+            loop = make_loop(config, engine, telemetry, self._pulse, network, compute_end, data)
+            if isinstance(loop, HeadLoop) and config.drain_s:
+                stop.then(loop, functools.partial(loop.drain, config.drain_s))
+            else:
+                stop.then(loop)
+            compute_end.put(Loaded())
+            loop.run()
+            if telemetry.draining:
+                network.linger_ms = LAST_TOKENS_MS
+        except PERMANENT as error:
+            telemetry.set_state("failed", ready=False, reason=str(error))  # stage 0 is told
+            raise
+        finally:
+            control.stop()
+            control.join()
+
+    def _control(
+        self, end: ChannelEnd[Order, Report], data: PullLink | None
+    ) -> HeadControl | StageControl:
+        data_address = data.address if data is not None else "self"
+        common = (self._config, self._network, end, self._telemetry, self._pulse)
+        if self._config.is_first:
+            return HeadControl(*common, incarnation=new_incarnation(), data_address=data_address)
+        return StageControl(
+            *common,
             data_address=data_address,
+            http_port=self._http_port,
+            resolve=self._resolve,
+            replaced=self._end_replaced,
         )
-    else:
-        control = StageControl(
-            config,
-            network,
-            control_end,
-            telemetry,
-            pulse,
-            data_address=data_address,
-            http_port=http_port,
-        )
-    control.start()
-    pin(config.cpu)
-    try:
-        engine = load(config, telemetry)
-        loop = make_loop(config, engine, telemetry, pulse, network, compute_end, data)
-        stop.then(lambda: setattr(loop, "stopping", True))
-        compute_end.put(Loaded())
-        loop.run()
-    finally:
-        control.stop()
-        control.join()
+
+    def _end_replaced(self, error: StageReplaced) -> None:
+        """Called by the control thread: the compute thread may be anywhere, and nothing that this
+        process has is of use to anyone."""
+        os._exit(fail(self._config, self._telemetry, error))
 
 
 def pin(cpu: int | None) -> None:
@@ -177,37 +192,6 @@ def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
     socket = network.listen(zmq.PULL, config.data_bind, domain="data", roles=[previous])
     awake = config.cpu is not None and shared_ring.usable()
     return PullLink(socket, shared_ring.SharedRing.create() if awake else None)
-
-
-def load_engine(config: StageConfig, telemetry: Telemetry) -> StageEngine:
-    """Read this stage's slice; progress shows in `telemetry` all the while."""
-    began_s = time.monotonic()
-
-    def on_progress(done: int, total: int, read: int) -> None:
-        load = telemetry.load
-        load.bytes_done, load.bytes_total, load.bytes_read = done, total, read
-        elapsed_s = time.monotonic() - began_s
-        load.bytes_per_s = done / elapsed_s if elapsed_s > 0 else 0.0
-
-    downloader = ShardDownloader(
-        cache_dir=config.cache_dir or None, token=read_token(config.hub_token_file)
-    )
-    engine = TorchDynamicShardInferenceEngine(downloader)
-    engine.load_stage(config, on_progress)
-    telemetry.load.bytes_total = telemetry.load.bytes_done  # what was announced was a forecast
-    telemetry.memory = engine.memory()
-    log.info("slice loaded", extra={"seconds": round(time.monotonic() - began_s, 2)})
-    return engine
-
-
-def read_token(path: str) -> str | None:
-    """The hub's token from its file; None when no file is named."""
-    if not path:
-        return None
-    try:
-        return Path(path).read_text().strip()
-    except OSError as error:
-        raise InvalidConfig(f"hub_token_file={path!r}: {error}") from error
 
 
 def make_loop(

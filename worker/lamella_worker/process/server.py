@@ -1,14 +1,16 @@
 """Probes, metrics and progress of one stage over HTTP.
 
 Knows only `Telemetry`; it decides nothing. /healthz: this process answers. /readyz: stage 0, that
-requests are really served; another stage, that its slice is loaded and the ring knows it. /status:
-the snapshot as JSON. /metrics: the same numbers for Prometheus.
+requests are really served; another stage, that its slice is loaded. /status: the snapshot as JSON.
+/metrics: the same numbers for Prometheus.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,9 @@ _COUNTERS = {
     "steps_failed": "Steps that this stage could not compute",
     "resyncs": "Epochs that this stage has entered",
     "tokens": "New tokens handed to gateways",
+    "restarts": "Processes of this stage that ended before the present one",
+    "resolver_failures": "Look-ups of stage 0's name that failed",
+    "retired_refusals": "Processes refused because a newer one has their place",
 }
 
 
@@ -78,12 +83,11 @@ class StageServer:
 
     def __init__(self, address: str, telemetry: Telemetry) -> None:
         host, _, port = address.rpartition(":")
+        host = host.strip("[]")
         registry = CollectorRegistry()
         registry.register(TelemetryCollector(telemetry))
-        self._server = ThreadingHTTPServer(
-            (host, int(port)), _handler_class(telemetry, registry), bind_and_activate=True
-        )
-        self._server.daemon_threads = True
+        make = _Server6 if ":" in host else _Server
+        self._server = make((host, int(port)), _handler_class(telemetry, registry))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
@@ -97,6 +101,19 @@ class StageServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # HTTPServer would look its own name up, which may take long where there is no DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 def _handler_class(

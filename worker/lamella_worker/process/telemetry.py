@@ -10,7 +10,7 @@ import resource
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lamella_contract.wire import StageTime
+from lamella_contract.wire import StageReport, StageTime
 from lamella_worker.scheduling.limits import SchedulerStats
 
 
@@ -50,11 +50,18 @@ class Counters:
     steps_failed: int = 0
     resyncs: int = 0
     tokens: int = 0  # stage 0 only: new tokens handed to gateways
+    restarts: int = 0  # processes of this stage that ended before this one
+    resolver_failures: int = 0
+    retired_refusals: int = 0  # stage 0 only: processes told that they were replaced
 
 
 @dataclass(slots=True)
 class Telemetry:
-    """One stage's state. `state` is loading, joining, ready, serving or failed."""
+    """One stage's state. `state` is loading, joining, ready, serving, draining or failed.
+
+    `ready` is what /readyz says: of stage 0 that requests are served, of others that the slice is
+    loaded. The fields of stage 0 that tell of the ring are written by its control thread.
+    """
 
     stage: int
     stages: int
@@ -73,6 +80,10 @@ class Telemetry:
     scheduler: SchedulerStats | None = None  # stage 0 only
     oldest_step_sent_s: float = 0.0  # monotonic; 0 when no step is in flight
     predicted_step_s: float = 0.0
+    trouble: str = ""  # what loading is held up by
+    draining: bool = False
+    members: tuple[StageReport, ...] = ()  # stage 0 only: every stage, as it is heard
+    lost: int | None = None  # stage 0 only: the stage whose process must be replaced
 
     def set_state(self, state: str, *, ready: bool, reason: str = "") -> None:
         """Publish where this stage stands."""
@@ -99,7 +110,7 @@ class Telemetry:
             "state": self.state,
             "ready": self.ready,
             "reason": self.reason,
-            "error": self.reason if self.state == "failed" else "",
+            "error": self.reason if self.state == "failed" else self.trouble,
             "epoch": self.epoch,
             "bytes_total": load.bytes_total,
             "bytes_done": load.bytes_done,
@@ -119,10 +130,35 @@ class Telemetry:
             "frames_lost": counters.frames_lost,
             "resyncs": counters.resyncs,
             "tokens": counters.tokens,
+            "restarts": counters.restarts,
+            "resolver_failures": counters.resolver_failures,
             "ring": {
                 "steps": self.ring_steps,
                 "compute_ns": self.ring_compute_ns,
                 "idle_ns": self.ring_idle_ns,
             },
             "scheduler": asdict(self.scheduler) if self.scheduler else {},
+            **(self._ring_of_stages() if self.stage == 0 else {}),
+        }
+
+    def _ring_of_stages(self) -> dict[str, Any]:
+        """What only stage 0 knows."""
+        stats = self.scheduler
+        return {
+            "members": [
+                {
+                    "stage": member.stage,
+                    "state": member.state,
+                    "bytes_done": member.bytes_done,
+                    "bytes_total": member.bytes_total,
+                    "bytes_per_s": member.bytes_per_s,
+                    "error": member.error,
+                }
+                for member in self.members
+            ],
+            "lost": self.lost,
+            "draining": self.draining,
+            "live_requests": stats.running + stats.waiting if stats else 0,
+            "kv_tokens": stats.kv_tokens if stats else 0,
+            "retired_refusals": self.counters.retired_refusals,
         }
