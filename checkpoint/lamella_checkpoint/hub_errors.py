@@ -5,8 +5,13 @@ Knows HTTP status codes and huggingface_hub's exceptions; makes no request.
 
 from __future__ import annotations
 
+import socket
+import ssl
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -22,6 +27,8 @@ from lamella_contract.errors import (
     RateLimited,
 )
 
+E = TypeVar("E", bound=BaseException)
+_NO_CONNECTION = (httpx2.ConnectError, httpx2.ConnectTimeout)
 RETRIED_STATUS = (408, 425, 500, 502, 503, 504)
 
 
@@ -90,17 +97,55 @@ def network_error(error: Exception, asked: Asked, stall_timeout_s: float) -> Mod
         return CorruptModel(f"{asked}: {error}")
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachable(f"{asked}: not in the cache, and HF_HUB_OFFLINE is set")
-    return HubUnreachable(
-        f"{asked}: {asked.endpoint} cannot be reached ({type(error).__name__}: {error}): check "
-        "the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is cached"
-    )
+    return HubUnreachable(f"{asked}: {_unreachable(error, asked.endpoint)}")
 
 
 def may_pass(error: Exception) -> bool:
     """Whether trying again may help."""
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return error.response.status_code in RETRIED_STATUS
+    if _cause(error, ssl.SSLCertVerificationError) is not None:
+        return False
     return isinstance(error, Mismatch | httpx2.TransportError)
+
+
+def _unreachable(error: Exception, endpoint: str) -> str:
+    """Why no connection was made, by what has to be mended: trust, proxy, names or network."""
+    why = f"({type(error).__name__}: {error})"
+    if (tls := _cause(error, ssl.SSLError)) is not None:
+        return (
+            f"the certificate of {endpoint} is not trusted or not spoken to ({tls}): give its "
+            "authority's certificate (SSL_CERT_FILE), or check HF_ENDPOINT"
+        )
+    if _cause(error, FileNotFoundError) is not None:  # of all files, only this one is opened
+        return f"the certificates in SSL_CERT_FILE cannot be read {why}"
+    proxy = _proxy(endpoint)
+    if isinstance(error, httpx2.ProxyError) or (proxy and isinstance(error, _NO_CONNECTION)):
+        return f"the proxy {proxy or ''} does not connect to {endpoint} {why}: check HTTPS_PROXY"
+    if _cause(error, socket.gaierror) is not None:
+        host = urlsplit(endpoint).hostname
+        return f"the name {host} cannot be looked up {why}: check DNS, HF_ENDPOINT or a proxy"
+    return (
+        f"{endpoint} cannot be reached {why}: check the network and HF_ENDPOINT, or set "
+        "HF_HUB_OFFLINE=1 to use what is cached"
+    )
+
+
+def _proxy(endpoint: str) -> str:
+    """``host:port`` of the proxy for ``endpoint``, never its password; "" where there is none."""
+    parts = urlsplit(endpoint)
+    proxies = urllib.request.getproxies()
+    stated = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if not stated or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return stated.rpartition("@")[2].rpartition("//")[2].rstrip("/")
+
+
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """The first error of ``kind`` in the chain that led to ``error``."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -78,7 +78,34 @@ def inspect(source: Source, *, dtype: str | None = None) -> ModelProfile:
         boundary_bytes_per_token=_boundary_bytes(text, names.DTYPE_BYTES[chosen]),
         allowed_cuts=tuple(cut for cut in cuts.allowed_cuts(config) if cut < layers),
         cut_reason=cuts.cut_reason(config),
+        eos_token_ids=eos_token_ids(
+            small_json(source, names.GENERATION_CONFIG_FILE),
+            small_json(source, names.MODEL_CONFIG_FILE),
+        ),
     )
+
+
+def eos_token_ids(*documents: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end an answer: the first document that names any wins; () when none does."""
+    for document in documents:
+        text_config = document.get("text_config")
+        inner = text_config if isinstance(text_config, dict) else {}
+        for value in (document.get("eos_token_id"), inner.get("eos_token_id")):
+            ids = value if isinstance(value, list) else [value]
+            found = tuple(dict.fromkeys(i for i in ids if type(i) is int and i >= 0))
+            if found:
+                return found
+    return ()
+
+
+def small_json(source: Source, name: str) -> Mapping[str, Any]:
+    """A JSON object among the model's files; empty when there is no such file."""
+    if name not in source.list():
+        return {}
+    document = parsed_json(source.read_text(name), name)
+    if not isinstance(document, dict):
+        raise CorruptModel(f"{name}: got {shown(document)}, want an object")
+    return document
 
 
 def read_config(source: Source) -> Any:

@@ -153,7 +153,7 @@ def _pipeline(name: str, facts: ModelFacts, plan: Plan, options: LaunchOptions) 
         max_model_len=plan.max_model_len,
         max_step_tokens=step_tokens,
         max_queued_tokens=max(plan.kv_tokens, LONG_PROMPTS_QUEUED * plan.max_model_len),
-        eos_token_ids=facts.eos_token_ids,
+        eos_token_ids=facts.profile.eos_token_ids,
         vocab_size=facts.profile.vocab_size,
         runner=options.runner,
     )

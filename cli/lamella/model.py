@@ -1,15 +1,12 @@
-"""A model as a launch needs to know it: profile, end-of-text ids, where its files are.
+"""A model as a launch needs to know it: its profile, and where its files are.
 
 Opens the model's small files through lamella_checkpoint and reads no tensor. A GGUF is converted
 first.
 """
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,8 +15,6 @@ from lamella.target import Target
 from lamella_checkpoint import gguf
 from lamella_checkpoint.notorch import hide_torch
 from lamella_checkpoint.source import Source, open_source
-from lamella_contract import names
-from lamella_contract.errors import CorruptModel
 from lamella_contract.profile import ModelProfile
 
 
@@ -34,7 +29,6 @@ class ModelFacts:
     path: str
     tokenizer_path: str
     profile: ModelProfile
-    eos_token_ids: tuple[int, ...]
     chats: bool = False
 
 
@@ -59,44 +53,16 @@ def learn(target: Target, cache_home: Path, console: Console) -> ModelFacts:
             path="" if source.local_path is None else str(source.local_path),
             tokenizer_path=str(source.metadata_folder()),
             profile=profile,
-            eos_token_ids=eos_token_ids(
-                _small_json(source, names.GENERATION_CONFIG_FILE),
-                _small_json(source, names.MODEL_CONFIG_FILE),
-            ),
             chats=_has_chat_template(source),
         )
     finally:
         source.close()
 
 
-def eos_token_ids(*documents: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end an answer: the first document that names any wins; () when none does."""
-    for document in documents:
-        text_config = document.get("text_config")
-        inner = text_config if isinstance(text_config, dict) else {}
-        for value in (document.get("eos_token_id"), inner.get("eos_token_id")):
-            ids = value if isinstance(value, list) else [value]
-            found = tuple(dict.fromkeys(i for i in ids if type(i) is int and i >= 0))
-            if found:
-                return found
-    return ()
-
-
 def _has_chat_template(source: Source) -> bool:
     """As transformers looks for one: a file of its own, or a field of the tokenizer's config."""
     if "chat_template.jinja" in source.list():
         return True
-    return bool(_small_json(source, "tokenizer_config.json").get("chat_template"))
+    from lamella_checkpoint.inspector import small_json
 
-
-def _small_json(source: Source, name: str) -> Mapping[str, Any]:
-    """A JSON object among the model's files; empty when there is no such file."""
-    if name not in source.list():
-        return {}
-    try:
-        document = json.loads(source.read_text(name))
-    except ValueError as error:
-        raise CorruptModel(f"{name}: not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CorruptModel(f"{name}: got {type(document).__name__}, want an object")
-    return document
+    return bool(small_json(source, "tokenizer_config.json").get("chat_template"))

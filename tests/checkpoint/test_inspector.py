@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamella_checkpoint.inspector import inspect
+from lamella_checkpoint.inspector import eos_token_ids, inspect
 from lamella_checkpoint.source import open_source
 from lamella_contract.errors import (
     CorruptModel,
@@ -70,6 +70,18 @@ def test_a_tied_head_is_a_copy(
     llama_config["tie_word_embeddings"] = True
     folder = make_model(tensors_of(tied=not repeated), llama_config)
     assert inspect(open_source(str(folder))) == expected(folder, 4, "float32", tied=True)
+
+
+def test_the_ids_that_end_an_answer(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    assert inspect(open_source(str(folder))).eos_token_ids == ()
+    _config(eos_token_id=2)(folder)
+    assert inspect(open_source(str(folder))).eos_token_ids == (2,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
+    assert inspect(open_source(str(folder))).eos_token_ids == (1, 106)
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(CorruptModel, match="generation_config"):
+        inspect(open_source(str(folder)))
 
 
 def test_fields_that_the_config_leaves_out(make_model: Callable[..., Path]) -> None:
@@ -165,6 +177,21 @@ def test_no_embedding(make_model: Callable[..., Path], tensors_of: Any) -> None:
     del tensors["model.embed_tokens.weight"]
     with pytest.raises(MissingTensor, match="no token embedding"):
         inspect(open_source(str(make_model(tensors))))
+
+
+@pytest.mark.parametrize(
+    ("documents", "ids"),
+    [
+        ([{"eos_token_id": [1, 106]}, {"eos_token_id": 2}], (1, 106)),
+        ([{}, {"eos_token_id": 2}], (2,)),
+        ([{"eos_token_id": None}, {"text_config": {"eos_token_id": 3}}], (3,)),
+        ([{}, {}], ()),
+        ([{"eos_token_id": -1}, {"eos_token_id": [5, 5]}], (5,)),
+    ],
+    ids=["generation-config", "config", "inner", "none", "odd"],
+)
+def test_end_of_text_ids(documents: list[dict[str, object]], ids: tuple[int, ...]) -> None:
+    assert eos_token_ids(*documents) == ids
 
 
 WITHOUT_TORCH = """

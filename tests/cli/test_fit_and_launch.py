@@ -1,6 +1,7 @@
 """A plan for this machine, and what each process is told; no process, no file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from lamella import fit, launch
 from lamella.machine import Machine
-from lamella.model import ModelFacts, eos_token_ids
+from lamella.model import ModelFacts
 from lamella_contract.config import GatewayConfig, StageConfig
 from lamella_contract.errors import DoesNotFit, PlanError
 from lamella_contract.profile import LayerProfile, ModelProfile
@@ -122,7 +123,8 @@ def test_a_plan_never_takes_more_than_is_free(
 
 
 def made(options: launch.LaunchOptions, stages: int = 2) -> launch.Launch:
-    facts = ModelFacts("file:/models/tiny", "/models/tiny", "/models/tiny", profile(), (1, 106))
+    learned = replace(profile(), eos_token_ids=(1, 106))
+    facts = ModelFacts("file:/models/tiny", "/models/tiny", "/models/tiny", learned)
     roles = launch.roles(stages)
     return launch.launch(
         name="tiny",
@@ -170,21 +172,6 @@ def test_threads_and_cores(
     told = made(options, stages=3)
     assert [stage.threads for stage in told.stages] == [threads] * 3
     assert [stage.cpu for stage in told.stages] == cores
-
-
-@pytest.mark.parametrize(
-    ("documents", "ids"),
-    [
-        ([{"eos_token_id": [1, 106]}, {"eos_token_id": 2}], (1, 106)),
-        ([{}, {"eos_token_id": 2}], (2,)),
-        ([{"eos_token_id": None}, {"text_config": {"eos_token_id": 3}}], (3,)),
-        ([{}, {}], ()),
-        ([{"eos_token_id": -1}, {"eos_token_id": [5, 5]}], (5,)),
-    ],
-    ids=["generation-config", "config", "inner", "none", "odd"],
-)
-def test_end_of_text_ids(documents: list[dict[str, object]], ids: tuple[int, ...]) -> None:
-    assert eos_token_ids(*documents) == ids
 
 
 def test_no_secret_is_in_what_the_processes_are_told() -> None:
