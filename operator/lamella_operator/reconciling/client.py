@@ -75,7 +75,10 @@ class Clock:
 
 
 class Client:
-    """Calls of the API server, at most ``parallel`` at a time."""
+    """Calls of the API server, at most ``parallel`` at a time.
+
+    ``fence`` is called before each attempt to write, and raises when writing is not allowed.
+    """
 
     def __init__(
         self,
@@ -83,11 +86,13 @@ class Client:
         *,
         clock: Clock | None = None,
         counted: Counted = lambda verb, plural, status: None,
+        fence: Callable[[], None] = lambda: None,
         parallel: int = 32,
     ) -> None:
         self._transport = transport
         self._clock = clock or Clock()
         self._counted = counted
+        self._fence = fence
         self._slots = asyncio.Semaphore(parallel)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Document:
@@ -205,6 +210,8 @@ class Client:
     ) -> Document:
         try:
             async with self._slots:
+                if method != "GET":
+                    self._fence()
                 answer = await self._transport.send(method, url, dict(headers), body, timeout_s)
         except (OSError, TimeoutError) as error:
             self._counted(*counted_as, 0)

@@ -1,0 +1,158 @@
+"""The only module that imports kopf: it watches, and tells which model to look at.
+
+kopf is a wake-up source and nothing else. Handlers are ``on.event`` on our kinds, selected by our
+label on the server; there is no index, timer, daemon, finalizer or change detection, nothing is
+written, and no object is kept. `kopf.operator` is not used, because it cancels every task of the
+loop when it ends; its parts are run here, one set per namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import kopf
+
+from lamella_operator.reconciling.access import Credentials
+from lamella_operator.reconciling.kinds import MODEL, WATCHED, Kind
+from lamella_operator.reconciling.observe import ModelKey
+from lamella_operator.reconciling.parse import text
+from lamella_operator.running.ledger import Ledger
+from lamella_operator.running.resync import label_selector, listed
+
+log = logging.getLogger(__name__)
+
+SERVER_TIMEOUT_S = 290  # after which the server ends a stream, and it goes on from where it was
+CLIENT_TIMEOUT_S = 320.0  # after which we end it, if the server did not
+CONNECT_S = 5.0
+REQUEST_S = 30.0
+RETRIES_S = (0.5, 1, 2, 4, 8)  # pauses before a watch gives up and is started anew
+IDLE_S = 0.05  # a worker per object lives for so long: more of it costs memory
+CHUNK = 200  # objects of one page of the first LIST
+ENDING_S = 10.0  # for the tasks of a watch that is being ended
+
+
+class Watches:
+    """Watches scopes; ``wake`` is told of each model of which something happened."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        wake: Callable[[ModelKey], None],
+        credentials: Callable[[], Awaitable[Credentials]],
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._ledger = ledger
+        self._wake = wake
+        self._credentials = credentials
+        self._started = started
+        self.last_event_s: dict[str, float] = {}
+
+    async def watch(self, scope: str) -> None:
+        """Watches until something fails (raised) or until cancelled."""
+        where: dict[str, Any] = {"namespaces": [scope]} if scope else {"clusterwide": True}
+        tasks = await kopf.spawn_tasks(
+            registry=self._registry(scope),
+            settings=_settings(),
+            standalone=True,
+            identity="lamella-operator",  # type: ignore[arg-type]
+            **where,
+        )
+        self._started()  # kopf took the signals; they are the entry point's
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await _end(tasks)
+
+    def _registry(self, scope: str) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+        for kind in WATCHED:
+            kopf.on.event(*_resource(kind), registry=registry)(self._handler(scope, kind))
+
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            return _connection(await self._credentials())
+
+        kopf.on.login(registry=registry)(login)
+        return registry
+
+    def _handler(self, scope: str, kind: Kind) -> Any:
+        async def seen(event: Any, **_: Any) -> None:
+            one = listed(kind, event["object"])
+            now_s = time.monotonic()
+            gone = text(event, "type") == "DELETED"
+            self._ledger.delivered(scope, kind.kind, one, now_s, gone=gone)
+            self.last_event_s[scope] = now_s
+            if one.key is not None:
+                self._wake(one.key)
+
+        return seen
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Without handlers of changes there is nothing to compare: no copy of each object is made."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        return None
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.queueing.idle_timeout = IDLE_S
+    settings.queueing.worker_limit = None
+    settings.networking.request_timeout = REQUEST_S
+    settings.networking.connect_timeout = CONNECT_S
+    settings.networking.error_backoffs = RETRIES_S
+    settings.networking.trust_env = True
+    settings.watching.server_timeout = SERVER_TIMEOUT_S
+    settings.watching.client_timeout = CLIENT_TIMEOUT_S
+    settings.watching.connect_timeout = CONNECT_S
+    settings.watching.chunk_size = CHUNK
+    for kind in WATCHED:
+        if kind is not MODEL:
+            settings.watching.label_selectors[_resource(kind)] = label_selector(kind)
+    return settings
+
+
+def _resource(kind: Kind) -> tuple[str, str, str]:
+    group, _, version = kind.api_version.rpartition("/")
+    return group, version, kind.plural
+
+
+def _connection(found: Credentials) -> kopf.ConnectionInfo:
+    return kopf.ConnectionInfo(
+        server=found.server,
+        ca_path=found.ca_path,
+        insecure=not found.verify,
+        token=found.token,
+        certificate_path=found.certificate_path,
+        private_key_path=found.private_key_path,
+        trust_env=True,
+    )
+
+
+async def _end(tasks: Any) -> None:
+    """Cancel a watch's tasks and see them end; a second time for those that are slow."""
+    for _ in range(2):
+        for task in tasks:
+            task.cancel()
+        _, left = await asyncio.wait(tasks, timeout=ENDING_S)
+        if not left:
+            break
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # told by whoever waited for the first; here only taken note of
