@@ -44,11 +44,15 @@ def to_plain(value: object) -> object:
 
 def from_json(cls: type[T], text: str | bytes, error: MakeError) -> T:
     """A ``cls`` from JSON text; whatever is wrong is raised as ``error(message)``."""
+    return from_plain(cls, parse_json(text, error), error)
+
+
+def parse_json(text: str | bytes, error: MakeError) -> object:
+    """JSON's plain values; refuses NaN and a key that stands twice."""
     try:
-        plain = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as reason:
         raise error(f"not valid JSON: {reason}") from reason
-    return from_plain(cls, plain, error)
 
 
 def from_plain(cls: type[T], plain: object, error: MakeError, path: str = "") -> T:
