@@ -1,9 +1,10 @@
-{{/* The operator's flags: one for each of its settings. What is empty is left to the operator. */}}
+{{/* The operator's flags: what is empty is left to the operator itself. */}}
 {{- define "lamella.args" -}}
 {{- $models := .Values.models -}}
 - --worker-image={{ include "lamella.image" (list . .Values.workerImage) }}
 - --operator-image={{ include "lamella.image" (list . .Values.image) }}
 - --namespace={{ .Release.Namespace }}
+- --lease={{ include "lamella.name" (list . "") }}
 - --root-secret={{ include "lamella.name" (list . "root") }}
 - --cluster-domain={{ $models.clusterDomain }}
 - --worker-runtime-bytes={{ $models.memory.workerRuntime }}
