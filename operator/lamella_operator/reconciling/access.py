@@ -46,7 +46,7 @@ class Access:
 
     def __init__(self, configuration: Configuration, parallel: int = 64) -> None:
         configuration.connection_pool_maxsize = parallel
-        configuration.retries = 0  # the client above repeats, and counts
+        configuration.retries = None  # the client above repeats, and counts
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
 

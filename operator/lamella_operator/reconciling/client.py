@@ -239,7 +239,7 @@ class Client:
             page = await self.call(
                 "GET", kind.path(namespace), kind, query=rest, accept=accept, verb="list"
             )
-            items = page.get("items", [])
+            items = page.get("items") or []  # of no metadata: null
             kept += [keep(item) for item in items if isinstance(item, dict)]
             more = (page.get("metadata") or {}).get("continue")
             if not more:

@@ -136,6 +136,8 @@ def state_of(situation: Situation) -> str:
         return DEGRADED
     if situation.paused:
         return PAUSED
+    if situation.unresolved is not None or situation.unplanned is not None:
+        return NOT_READY
     ready = sum(replica.ready for replica in situation.replicas)
     if ready >= situation.wanted_replicas and situation.rolling is None:
         return READY

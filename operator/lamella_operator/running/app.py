@@ -155,7 +155,6 @@ class App:
             await self.leadership.acquire()  # 4
             group.create_task(self.leadership.keep())
             await self._until(self.keys.load)
-            await self.resync.round()
             group.create_task(self.workers.run())  # 5
 
     async def _wait_for_crd(self) -> None:

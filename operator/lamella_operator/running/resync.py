@@ -23,6 +23,8 @@ from lamella_operator.running.ledger import LATE_S, Ledger, Listed
 
 log = logging.getLogger(__name__)
 
+FIRST_S = 10.0  # until the first round: the watches' own first LIST comes before
+
 
 def listed(kind: Kind, document: Document) -> Listed:
     """An object's identity and the model that it belongs to."""
@@ -60,8 +62,10 @@ class Resync:
 
     async def run(self) -> None:
         """Rounds until cancelled; the pauses vary, so that two operators do not coincide."""
+        pause_s = min(FIRST_S, self.every_s)
         while True:
-            await asyncio.sleep(self.every_s * (0.9 + 0.2 * random.random()))
+            await asyncio.sleep(pause_s * (0.9 + 0.2 * random.random()))
+            pause_s = self.every_s
             await self.round()
             await self._press()
 
@@ -75,6 +79,9 @@ class Resync:
             count = await self._scope(scope)
         except ApiError as error:
             self._failed(scope, error)
+            return 0
+        except Exception:  # a bug here must not end the reconciles
+            log.exception("a resync failed", extra={"namespace": scope or "all"})
             return 0
         if self.problems.pop(scope, None):
             log.info("a namespace is looked after again", extra={"namespace": scope or "all"})

@@ -49,6 +49,7 @@ class Workers:
     async def _work(self) -> None:
         while True:
             key = await self.queue.get()
+            self.metrics.delay.observe(self.queue.waited_s)
             await self._one(key)
 
     async def _one(self, key: ModelKey) -> None:

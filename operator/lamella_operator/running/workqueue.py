@@ -39,6 +39,7 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._order = itertools.count()
         self._changed = asyncio.Event()
+        self.waited_s = 0.0  # of the key that `get` returned last: how long it was ready
 
     def add(self, key: K, after_s: float = 0.0) -> None:
         """Look at ``key`` in ``after_s`` seconds, or sooner if that is arranged already."""
@@ -63,7 +64,7 @@ class WorkQueue(Generic[K]):
             next_s = self._ring(now_s)
             if self._ready:
                 key = self._ready.popleft()
-                del self._since_s[key]
+                self.waited_s = now_s - self._since_s.pop(key)
                 self._working[key] = now_s
                 return key
             self._changed.clear()
