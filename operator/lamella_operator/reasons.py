@@ -29,6 +29,7 @@ RECOVERING = "Recovering"  # a lost stage is being replaced
 PAUSED = "Paused"  # spec.paused is true: nothing is created, rolled or deleted
 DELETING = "Deleting"  # the ShardedModel is being deleted
 YIELDED_CAPACITY = "YieldedCapacity"  # a half-placed pipeline gave its nodes back for a while
+AS_EXPECTED = "AsExpected"  # nothing of what the condition warns of is so
 GATEWAY_NOT_READY = "GatewayNotReady"  # no gateway takes requests yet
 
 # -- the manifest, or the cluster's copy of its schema -----------------------------------------
