@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from tokenizers import Tokenizer
 
 from lamella_contract.config import GatewayConfig
 from lamella_contract.wire import Submit
-from lamella_gateway.serving import listen
 from lamella_gateway.app import create_app
+from lamella_gateway.discover import Resolve, look_up
 from lamella_gateway.service import Gateway
+from lamella_gateway.serving import listen
 
 
 @dataclass
@@ -48,6 +49,25 @@ class Served:
             return function()
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(WAIT_S)
+
+
+@dataclass
+class Names:
+    """A twin of a name service: what it says, or the error that it is down with."""
+
+    found: tuple[str, ...] = ()
+    down: OSError | None = None
+    asked: int = 0
+
+    def say(self, *twins: Twin) -> None:
+        self.found = tuple(twin.address for twin in twins)
+
+    async def resolve(self, host: str, port: int) -> tuple[str, ...]:
+        assert (host, port) == ("toy-heads", 5700)
+        self.asked += 1
+        if self.down is not None:
+            raise self.down
+        return self.found
 
 
 @dataclass
@@ -85,37 +105,47 @@ class Lab:
         key_file = self.tmp / "gateway-0.key.json"
         public, secret = (key.decode() for key in self.keys)
         key_file.write_text(json.dumps({"public": public, "secret": secret}))
-        config = GatewayConfig(
-            name="gateway-0",
-            served_name="toy",
-            http_host="127.0.0.1",
-            http_port=0,
-            replicas=tuple(twin.address for twin in twins),
-            tokenizer_path=str(self.tokenizer_dir),
-            key_file=str(key_file),
-            peer_keys=(("stage-0", twins[0].public.decode()),),
-            model_hash=CONFIG_HASH.hex(),
-            max_model_len=512,
-            max_queued_tokens=1000,
-            vocab_size=self.tokenizer.get_vocab_size(),
-            eos_token_ids=(self.tokenizer.token_to_id("<|im_end|>"),),
-            request_deadline_s=20.0,
-            max_body_bytes=1_000_000,
-        )
-        return replace(config, **changes)
+        told: dict[str, Any] = {
+            "name": "gateway-0",
+            "served_name": "toy",
+            "http_host": "127.0.0.1",
+            "http_port": 0,
+            "replicas": tuple(twin.address for twin in twins),
+            "tokenizer_path": str(self.tokenizer_dir),
+            "key_file": str(key_file),
+            "peer_keys": (("stage-0", self.stage_keys[0].decode()),),
+            "model_hash": CONFIG_HASH.hex(),
+            "max_model_len": 512,
+            "max_queued_tokens": 1000,
+            "vocab_size": self.tokenizer.get_vocab_size(),
+            "eos_token_ids": (self.tokenizer.token_to_id("<|im_end|>"),),
+            "request_deadline_s": 20.0,
+            "max_body_bytes": 1_000_000,
+        }
+        return GatewayConfig(**told | changes)
 
     def serve(self, *twins: Twin, wait: bool = True, **changes: Any) -> Served:
         """A gateway before ``twins``; with ``wait`` it is ready when this returns."""
-        config = self.config(*twins, **changes)
+        served = self._start(self.config(*twins, **changes), look_up)
+        if wait:
+            until(lambda: served.call(served.gateway.not_ready_reason) == "")
+        return served
+
+    def discovers(self, names: Names, **changes: Any) -> Served:
+        """A gateway that finds its pipelines by what ``names`` says; its tokenizer is loaded."""
+        config = self.config(**changes, replicas=(), discover="toy-heads:5700")
+        return self._start(config, names.resolve)
+
+    def _start(self, config: GatewayConfig, resolve: Resolve) -> Served:
         started: queue.SimpleQueue[Served] = queue.SimpleQueue()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(config, started)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(config, started, resolve)), daemon=True
+        )
         thread.start()
         served = started.get(timeout=WAIT_S)
         served.thread = thread
         self.served.append(served)
-        if wait:
-            until(lambda: served.call(served.gateway.codec.done), 60.0)  # imports transformers
-            until(lambda: served.call(served.gateway.not_ready_reason) == "")
+        until(lambda: served.call(served.gateway.codec.done), 60.0)  # imports transformers
         return served
 
     def close(self) -> None:
@@ -127,8 +157,10 @@ class Lab:
             twin.close()
 
 
-async def _serve(config: GatewayConfig, started: queue.SimpleQueue[Served]) -> None:
-    gateway = Gateway(config)
+async def _serve(
+    config: GatewayConfig, started: queue.SimpleQueue[Served], resolve: Resolve
+) -> None:
+    gateway = Gateway(config, resolve=resolve)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(gateway),

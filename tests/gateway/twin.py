@@ -74,6 +74,7 @@ class Twin(threading.Thread):
         self.received: list[Hello | Submit | Cancel | Replay] = []
         self.running: dict[bytes, Running] = {}
         self.incarnation = b"\x01" * 16
+        self.model_hash = CONFIG_HASH
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Event]] = (
             queue.SimpleQueue()
@@ -184,7 +185,7 @@ class Twin(threading.Thread):
         self.incarnation = bytes([self.incarnation[0] + 1]) * 16
 
     def _send(self, owner: bytes, message: Events | PipelineStatus) -> None:
-        envelope = Envelope(Kind.EVENTS, CONFIG_HASH, self.incarnation, 1, 0)
+        envelope = Envelope(Kind.EVENTS, self.model_hash, self.incarnation, 1, 0)
         self._socket.send_multipart([owner, encode(envelope, message)])
 
     def _receive(self) -> None:
