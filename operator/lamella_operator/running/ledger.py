@@ -87,6 +87,12 @@ class Ledger:
         ]
         return now_s - min(owed) if owed else 0.0
 
+    def owes(self, scope: str) -> bool:
+        """Whether the watch of ``scope`` owes a version at all."""
+        return any(
+            place == scope and bool(missing) for (place, _), missing in self._missing.items()
+        )
+
     def excuse(self, scope: str, now_s: float) -> None:
         """The API server was away, or the watch was down: what it owes counts from now."""
         for (place, _), missing in self._missing.items():

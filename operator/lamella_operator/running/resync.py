@@ -83,20 +83,21 @@ class Resync:
         except Exception:  # a bug here must not end the reconciles
             log.exception("a resync failed", extra={"namespace": scope or "all"})
             return 0
-        if self.problems.pop(scope, None):
+        was_away = self.problems.pop(scope, None)
+        if was_away:
             log.info("a namespace is looked after again", extra={"namespace": scope or "all"})
         self.last_s[scope] = self.now_s()
-        if not self.up(scope):
+        if was_away or not self.up(scope):
             self.ledger.excuse(scope, self.now_s())
         self.overdue_s[scope] = self.ledger.lag_s(scope, self.now_s())
         return count
 
     async def _press(self) -> None:
         """Begin those watches anew that owe something for a while, and look whether that helps."""
-        if not any(self.ledger.lag_s(scope, self.now_s()) for scope in self.scopes):
+        if not any(self.ledger.owes(scope) for scope in self.scopes):
             return
         await asyncio.sleep(LATE_S / 2)
-        late = [scope for scope in self.scopes if self.ledger.lag_s(scope, self.now_s())]
+        late = [scope for scope in self.scopes if self.ledger.owes(scope)]
         for scope in late:
             self.renew(scope)
         if late:
