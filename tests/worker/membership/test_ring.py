@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Probe, Ring, Serve
+from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Probe, Refuse, Ring, Serve
 
 STAGES = 3
 
@@ -125,6 +125,106 @@ def test_a_stage_number_outside_the_ring_is_ignored() -> None:
     ring = Ring(2, suspect_after_s=1.0)
     assert ring.join(2, "p", "addr", 0.0) == []
     assert ring.members == {}
+
+
+def joined(ring: Ring, *processes: str) -> list[list[Action]]:
+    """What stage 1's processes are told when they join one after another."""
+    return [ring.join(1, process, f"addr-{process}", 0.5) for process in processes]
+
+
+NEWER = "stage 1 has a newer process"
+PAUSE = [Pause("stage 1 was replaced and is loading")]
+
+
+@pytest.mark.parametrize(
+    ("processes", "told"),
+    [
+        pytest.param(["a.1", "a.2"], [[], PAUSE], id="the-same-pod-starts-another"),
+        pytest.param(
+            ["a.1", "a.2", "a.1"],
+            [[], PAUSE, [Refuse(1, "a.1", NEWER)]],
+            id="what-the-dead-one-had-sent-comes-late",
+        ),
+        pytest.param(
+            ["a.1", "b.1", "a.1", "b.1"],
+            [[], PAUSE, [Refuse(1, "a.1", NEWER)], []],
+            id="a-stopped-pod-is-back",
+        ),
+        pytest.param(
+            ["a.1", "b.1", "a.2"],
+            [[], PAUSE, [Refuse(1, "a.2", NEWER)]],
+            id="its-parent-forks-another-child",
+        ),
+        pytest.param(
+            ["a.1", "b.1", "c.1", "b.2", "a.3", "c.2"],
+            [[], PAUSE, PAUSE, [Refuse(1, "b.2", NEWER)], [Refuse(1, "a.3", NEWER)], PAUSE],
+            id="all-pods-of-before",
+        ),
+    ],
+)
+def test_a_replaced_process_and_all_of_a_replaced_pod_are_refused(
+    processes: list[str], told: list[list[Action]]
+) -> None:
+    ring = Ring(STAGES, suspect_after_s=1.0)
+    assert joined(ring, *processes) == told
+
+
+def test_other_stages_of_a_refused_pods_name_are_not_meant() -> None:
+    ring = Ring(STAGES, suspect_after_s=1.0)
+    joined(ring, "a.1", "b.1")
+    assert ring.join(2, "a.7", "addr2", 0.6) == []
+
+
+@pytest.mark.parametrize(
+    ("speakers", "wanted"),
+    [
+        pytest.param({0: "ready", 1: "ready", 2: "ready"}, None, id="all-speak"),
+        pytest.param({0: "ready", 2: "ready"}, 1, id="one-is-silent"),
+        pytest.param({0: "ready"}, 1, id="the-first-of-two"),
+        pytest.param({0: "ready", 1: "loading", 2: "ready"}, None, id="loading-takes-its-time"),
+        pytest.param({0: "ready", 1: "ready", 2: "failed"}, 2, id="one-says-it-failed"),
+        pytest.param({1: "ready", 2: "ready"}, None, id="stage-0-never-blames-itself"),
+    ],
+)
+def test_who_is_lost(speakers: dict[int, str], wanted: int | None) -> None:
+    ring = serving()
+    now_s = 0.0
+    while now_s < 12.0:
+        now_s += 0.25
+        for stage, state in speakers.items():
+            loaded, failed = state == "ready", state == "failed"
+            ring.heard(stage, f"p{stage}", loaded, now_s, failed=failed)
+        quiet(ring, now_s)
+    assert ring.lost(now_s, 10.0) == wanted
+    assert ring.lost(5.0, 10.0) == (wanted if "failed" in speakers.values() else None)
+
+
+def test_a_stage_that_has_not_joined_is_not_lost() -> None:
+    ring = Ring(STAGES, suspect_after_s=1.0)
+    ring.join(0, "p0", "addr0", 0.0)
+    for tick in range(100):
+        quiet(ring, tick * 0.25)
+    assert ring.lost(25.0, 10.0) is None
+
+
+def test_a_new_process_ends_the_loss() -> None:
+    ring = serving()
+    ring.heard(1, "p1", False, 0.5, failed=True)
+    assert ring.lost(0.6, 10.0) == 1
+    assert ring.reason == "stage 1 has failed"
+    ring.join(1, "q1", "addr", 0.7)
+    assert ring.lost(0.8, 10.0) is None
+
+
+def test_a_ring_that_was_stopped_itself_blames_nobody() -> None:
+    ring = serving()
+    quiet(ring, 0.25)
+    quiet(ring, 60.0)  # the first look after a minute
+    assert ring.lost(60.0, 10.0) is None
+    assert ring.lost(69.0, 10.0) is None
+    for tick in range(1, 50):
+        quiet(ring, 60.0 + tick * 0.25)
+    assert ring.lost(72.25, 10.0) == 1
 
 
 EVENTS = st.lists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 
@@ -52,6 +54,7 @@ class Ring:
 
     def __init__(self, folder: Path, stages: int, *, pinned: bool = False, **pipeline: Any) -> None:
         self.stages = stages
+        self.folder = folder
         self._pinned = pinned
         ports = free_ports(stages + 2)
         self.http = ports[2:]
@@ -79,31 +82,44 @@ class Ring:
             **sizes,
         )
         self._gateway_address = f"tcp://127.0.0.1:{ports[0]}"
-        paths = []
-        for stage in range(stages):
-            paths.append(folder / f"stage-{stage}.json")
-            paths[-1].write_text(self._config(folder, stage, ports[1]).to_json())
-        self.worker = subprocess.Popen(
-            [sys.executable, str(TOY), *map(str, paths)],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        )
+        self.control_port = ports[1]
+        self.worker = self._begin()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._dial()
         self.last_status: PipelineStatus | None = None
         self._submitted = 0
 
-    def _config(self, folder: Path, stage: int, control_port: int) -> StageConfig:
+    def _begin(self) -> subprocess.Popen[bytes]:
+        """One process forks all stages."""
+        return self._spawn([self._config(stage) for stage in range(self.stages)], "worker")
+
+    def _spawn(
+        self, configs: list[StageConfig], name: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        paths = []
+        for config in configs:
+            paths.append(self.folder / f"{name}-{config.stage}.json")
+            paths[-1].write_text(config.to_json())
+        own = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, str(TOY), *map(str, paths)], env=os.environ | own | environment
+        )
+
+    def _check_alive(self) -> None:
+        assert self.worker.poll() is None, "the worker ended"
+
+    def _config(self, stage: int) -> StageConfig:
         return StageConfig(
             pipeline=self.pipeline,
             stage=stage,
             device="cpu",
             threads=1,
             cpu=stage % (os.cpu_count() or 1) if self._pinned else None,
-            control_address=f"tcp://127.0.0.1:{control_port}",
+            control_address=f"tcp://127.0.0.1:{self.control_port}",
             gateway_address=self._gateway_address if stage == 0 else "",
             data_bind="tcp://127.0.0.1:*",
             http_address=f"127.0.0.1:{self.http[stage]}",
-            key_file=str(folder / f"stage-{stage}.key.json"),
+            key_file=str(self.folder / f"stage-{stage}.key.json"),
             peer_keys=tuple((role, public.decode()) for role, (public, _) in self._keys.items()),
             cache_dir="",
             hub_token_file="",
@@ -136,7 +152,7 @@ class Ring:
         """The first status that `wanted` likes; says hello all the while."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            assert self.worker.poll() is None, "the worker ended"
+            self._check_alive()
             if self._socket.poll(100, zmq.POLLOUT):
                 self.send(Hello("gateway-0"))
             if self._socket.poll(200):
@@ -215,6 +231,111 @@ class Ring:
             self.worker.wait()
             self._socket.close()
             self._context.term()
+
+
+class Pods(Ring):
+    """Each stage in a parent of its own, as in a pod; stage 0 is known by a name.
+
+    `dns` says what the name means to whoever asks.
+    """
+
+    def __init__(self, folder: Path, stages: int, **settings: Any) -> None:
+        self.settings: dict[str, Any] = {"replace_after_s": 2.0} | settings
+        self.pods: dict[str, subprocess.Popen[bytes]] = {}
+        self.head = ""  # the pod of stage 0 that was started last
+        super().__init__(folder, stages)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        self.dns("127.0.0.1")
+        for stage in range(self.stages):
+            self.pod(f"first-{stage}", stage)
+        return self.pods["first-0"]
+
+    def _check_alive(self) -> None:
+        return None
+
+    def dns(self, *addresses: str) -> None:
+        """From now on the name means these; with none, DNS is down."""
+        fresh = self.folder / "dns.fresh"
+        fresh.write_text(json.dumps(addresses))
+        fresh.replace(self.folder / "dns")
+
+    def pod(self, name: str, stage: int, *, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
+        """Start a pod, beside or in place of another one; `host` is that of a stage 0."""
+        (live,) = free_ports(1)
+        if name != f"first-{stage}":
+            (self.http[stage],) = free_ports(1)
+        gateway_port = self._gateway_address.rpartition(":")[2]
+        listens = {
+            "control_address": f"tcp://{host}:{self.control_port}",
+            "gateway_address": f"tcp://{host}:{gateway_port}",
+        }
+        config = dataclasses.replace(
+            self._config(stage),
+            live_address=f"127.0.0.1:{live}",
+            termination_log=str(self.folder / f"{name}.log"),
+            **(listens if stage == 0 else {"control_address": f"tcp://head:{self.control_port}"}),
+            **self.settings,
+        )
+        if stage == 0:
+            self.head = name
+        environment = {"TOY_DNS": str(self.folder / "dns"), "LAMELLA_POD_UID": f"uid-{name}"}
+        self.pods[name] = self._spawn([config], name, **environment)
+        return self.pods[name]
+
+    def wait_ready(self) -> None:
+        """By stage 0's probe: what its gateways were told may lie here unread for long."""
+        self.wait_until(self.is_ready)
+
+    def move(self, host: str) -> None:
+        """Talk to the stage 0 at `host`."""
+        self._socket.close()
+        port = self._gateway_address.rpartition(":")[2]
+        self._gateway_address = f"tcp://{host}:{port}"
+        self._socket = self._dial()
+
+    def last_words(self, name: str) -> dict[str, str]:
+        words: dict[str, str] = json.loads((self.folder / f"{name}.log").read_text())
+        return words
+
+    def family(self, name: str) -> list[int]:
+        """The pids of a pod: parent and child."""
+        parent = psutil.Process(self.pods[name].pid)
+        return [parent.pid, *(child.pid for child in parent.children())]
+
+    def close(self) -> None:
+        for pod in self.pods.values():
+            pod.kill()
+            pod.wait()
+        self._socket.close()
+        self._context.term()
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    """A pipeline of three pods for all tests that move its stage 0, or its child, about."""
+    pods = Pods(tmp_path_factory.mktemp("pods"), 3)
+    try:
+        pods.wait_ready()
+        yield pods
+    finally:
+        pods.close()
+
+
+@pytest.fixture
+def start_pods(tmp_path: Path) -> Iterator[Callable[..., Pods]]:
+    """Starts a pipeline of pods, waits until it serves, ends it after the test."""
+    running: list[Pods] = []
+
+    def begin(stages: int, **settings: Any) -> Pods:
+        pods = Pods(tmp_path, stages, **settings)
+        running.append(pods)
+        pods.wait_ready()
+        return pods
+
+    yield begin
+    for pods in running:
+        pods.close()
 
 
 @pytest.fixture

@@ -4,11 +4,14 @@ The next token is a hash of *all* tokens of the sequence, read back through the 
 pages that each stage keeps for itself. So a lost page, a wrong table or a replay that leaves
 something out changes the answer. `next_token` is the oracle.
 
-Run as `python toy_worker.py stage-0.json stage-1.json ...`.
+Run as `python toy_worker.py stage-0.json stage-1.json ...`. The file that TOY_DNS names holds what
+stage 0's name means, a JSON list of addresses; an empty one is a DNS that is down.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -76,8 +79,15 @@ def load(config: StageConfig, telemetry: Telemetry) -> ToyEngine:
     return ToyEngine(config)
 
 
+def resolve(host: str) -> list[str]:
+    addresses: list[str] = json.loads(Path(os.environ["TOY_DNS"]).read_text())
+    if not addresses:
+        raise OSError(f"{host}: temporary failure in name resolution")
+    return addresses
+
+
 def stage_main(config: StageConfig, pulse: Pulse) -> int:
-    return run_stage(config, pulse, load)
+    return run_stage(config, pulse, load, resolve)
 
 
 if __name__ == "__main__":

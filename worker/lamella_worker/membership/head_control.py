@@ -42,7 +42,7 @@ from lamella_worker.membership.orders import (
     Report,
     ToGateway,
 )
-from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Refuse, Ring
+from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Refuse, Ring, pod_of
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network, receive_from, send_to
@@ -131,7 +131,7 @@ class HeadControl(threading.Thread):
         for stage in self._ring.members:
             self._tell_stage(stage, beat)
         self._telemetry.members = self._reports()
-        self._telemetry.lost = self._ring.lost(now_s, self._config.replace_after_s)
+        self._find_lost(now_s)
         self._tell_gateways(everyone=True)
         for order in self._gateways.expire(now_s):
             self._channel.put(order)
@@ -168,13 +168,20 @@ class HeadControl(threading.Thread):
                     self._telemetry.counters.retired_refusals += 1
                     log.warning(
                         "a process that was replaced is told to end",
-                        extra={"stage": stage, "process": process},
+                        extra={"stage": stage, "told": process},
                     )
                     self._send(_identity(stage, process), Reject(reason, replaced=True))
                 case _:
                     if isinstance(action, Pause):
                         log.warning("the ring pauses", extra={"reason": action.reason})
                     self._channel.put(action)
+        if actions:  # whoever reads that the ring is whole must not read of a loss of before
+            self._find_lost(time.monotonic())
+
+    def _find_lost(self, now_s: float) -> None:
+        lost = self._ring.lost(now_s, self._config.replace_after_s)
+        pod = "" if lost is None else pod_of(self._ring.members[lost].process)
+        self._telemetry.lost = lost, pod
 
     def _members(self, stage: int) -> Members:
         stages = self._config.pipeline.num_stages

@@ -83,7 +83,7 @@ class Telemetry:
     trouble: str = ""  # what loading is held up by
     draining: bool = False
     members: tuple[StageReport, ...] = ()  # stage 0 only: every stage, as it is heard
-    lost: int | None = None  # stage 0 only: the stage whose process must be replaced
+    lost: tuple[int | None, str] = None, ""  # stage 0 only: whose process must be replaced, its pod
 
     def set_state(self, state: str, *, ready: bool, reason: str = "") -> None:
         """Publish where this stage stands."""
@@ -156,7 +156,8 @@ class Telemetry:
                 }
                 for member in self.members
             ],
-            "lost": self.lost,
+            "lost": self.lost[0],
+            "lost_pod": self.lost[1],
             "draining": self.draining,
             "live_requests": stats.running + stats.waiting if stats else 0,
             "kv_tokens": stats.kv_tokens if stats else 0,
