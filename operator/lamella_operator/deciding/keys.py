@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lamella_operator.actions import Action, Apply, Create, EnsureKeys
+from lamella_operator.deciding.words import IMAGE
 from lamella_operator.desired.configs import roles
 from lamella_operator.revision import Revision
 from lamella_operator.views import Observed
@@ -42,6 +43,7 @@ def _late(observed: Observed) -> bool:
         and not pod.running
         and pod.deleted_s is None
         and pod.phase == "Pending"
+        and pod.waiting_reason not in IMAGE
         and observed.now_s - pod.created_s > LATE_S
         for pod in (*observed.pods, *observed.gateway_pods)
     )

@@ -36,10 +36,11 @@ _ELSEWHERE = (  # what the scheduler says, our reason, our words
     ("Too many pods", _NOWHERE, "no node takes one more pod"),
 )
 
-_IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull",
-          "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
+IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull",
+         "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
+"""Why a container waits whose image cannot be had."""
 _START = ("RunContainerError", "CreateContainerError", "StartError", "PostStartHookError")
-BLOCKED = frozenset({*_IMAGE, *_START, "CreateContainerConfigError", "CreatePodSandboxError"})
+BLOCKED = frozenset({*IMAGE, *_START, "CreateContainerConfigError", "CreatePodSandboxError"})
 """Why a container waits and will go on waiting until somebody changes something."""
 
 KINDS = {
@@ -101,7 +102,7 @@ def _cause(message: str, needs: Mapping[str, str]) -> tuple[str, str]:
 def waiting(pod: PodView) -> Note:
     """Why the container of a pod that has a node does not run yet."""
     said = _with(pod.waiting_reason, pod.waiting_message)
-    if pod.waiting_reason in _IMAGE:
+    if pod.waiting_reason in IMAGE:
         return Note(reasons.IMAGE_PULL, f"its image cannot be pulled: {said}")
     if pod.waiting_reason == "CreateContainerConfigError":
         if "not found" in pod.waiting_message and (
