@@ -81,6 +81,11 @@ class Loading:
         )
 
     @property
+    def is_read(self) -> bool:
+        """Whether bytes come in; before that there is no number worth telling."""
+        return self.per_s >= 1 and self.total > 0
+
+    @property
     def text(self) -> str:
         """``12.3 GiB of 30.5 GiB (40%), 1.2 GiB/s, 15 s left``."""
         if not self.total:

@@ -81,11 +81,13 @@ def waits_for(situation: Situation) -> Note | None:
     note = replica.note or _usual(replica)
     recovers = replica.state == "Recovering" and note.reason in ON_THE_WAY
     reason = reasons.RECOVERING if recovers else note.reason
-    text = note.message
+    before = _lost_before(replica)
     if note.reason in (reasons.LOADING_WEIGHTS, reasons.DOWNLOADING):
-        text = f"{Loading.of(late).text}; {text}"
-        return Note(reason, f"{_lost_before(replica)}loading weights: {text}")
-    return Note(reason, f"pipeline {replica.replica}, {_lost_before(replica)}{text}")
+        loading = Loading.of(late)
+        if loading.is_read:
+            return Note(reason, f"{before}loading weights: {loading.text}")
+    joint = "," if note.message.startswith("stage ") else ":"
+    return Note(reason, f"pipeline {replica.replica}{joint} {before}{note.message}")
 
 
 def no_gateway(situation: Situation) -> Note:
