@@ -72,7 +72,7 @@ class Discovery:
         try:
             found = await asyncio.wait_for(self._resolve(self._host, self._port), LOOKUP_S)
         except (OSError, TimeoutError) as reason:
-            why = f"{self._host} cannot be looked up ({reason or type(reason).__name__})"
+            why = f"{self._host} cannot be looked up ({str(reason) or type(reason).__name__})"
             if why != self._roster.problem:
                 _log.warning("no answer from the name service", extra={"why": why})
             self._roster.problem = why

@@ -208,7 +208,7 @@ class Dispatcher:
         replica = self._balancer.pick(entry.prompt_ids, owed, busy)
         if replica is None:
             return
-        message = self._journal.submit(entry, replica)
+        message = self._journal.submit(entry, replica, now_s)
         if entry.attempt > 1:
             self._metrics.resubmitted.inc()
         if not self.links.send(replica, message):

@@ -41,6 +41,7 @@ class Entry:
     emitted: list[int] = field(default_factory=list)
     attempt: int = 0  # the first submission is attempt 1
     replica: str | None = None
+    submitted_s: float = float("-inf")
     asked_s: float = float("-inf")  # when a replay was last asked for
     losses: int = 0  # replicas lost since the last token
     full_until_s: dict[str, float] = field(default_factory=dict)  # replicas that refused it
@@ -120,11 +121,12 @@ class Journal:
         self._entries[request_id] = entry
         return entry
 
-    def submit(self, entry: Entry, replica: str) -> Submit:
+    def submit(self, entry: Entry, replica: str, now_s: float) -> Submit:
         """Give ``entry`` to ``replica`` as its next attempt, with all ids known."""
         assert entry.replica is None
         entry.attempt += 1
         entry.replica = replica
+        entry.submitted_s = now_s
         entry.asked_s = float("-inf")
         self._owe(replica, entry.owed_tokens())
         return Submit(
@@ -214,7 +216,7 @@ class Journal:
         for entry in list(self._entries.values()):
             if entry.replica is None or entry.replica not in idle:
                 continue
-            silent_s = now_s - entry.last_news_s
+            silent_s = now_s - max(entry.last_news_s, entry.submitted_s)
             done: Replay | News | None = None
             if idle[entry.replica] and silent_s > IDLE_RESUBMIT_S:
                 done = self._take_back(entry)

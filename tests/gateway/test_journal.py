@@ -23,7 +23,7 @@ def live(*, attempts: int = 1, emitted: int = 0) -> tuple[Journal, Entry]:
     entry = journal.add(ID, (1, 2, 3), GREEDY, 0.0)
     for _ in range(attempts):
         journal.release(entry)
-        journal.submit(entry, A)
+        journal.submit(entry, A, 0.0)
     if emitted:
         assert isinstance(journal.take(A, event(0, emitted, attempts), 0.0), News)
     return journal, entry
@@ -77,11 +77,11 @@ def test_a_replay_is_asked_for_once_until_it_is_late() -> None:
 def test_a_lost_replica_gives_its_requests_back_with_all_ids() -> None:
     journal, entry = live(emitted=2)
     other = journal.add(b"o" * 16, (9,), GREEDY, 0.0)
-    journal.submit(other, B)
+    journal.submit(other, B, 0.0)
     assert journal.lost(A) == []
     assert journal.pending() == [entry]
     assert journal.owed(A) == 0
-    assert journal.submit(entry, B) == Submit(ID, 2, 3, (1, 2, 3, 100, 101), GREEDY)
+    assert journal.submit(entry, B, 0.0) == Submit(ID, 2, 3, (1, 2, 3, 100, 101), GREEDY)
     assert journal.owed(B) == (3 + 12 - 2) + (1 + 12)
     journal.check_integrity()
 
@@ -112,14 +112,14 @@ def test_a_request_that_its_replica_does_not_know_goes_out_again() -> None:
     unknown = TokenEvent(ID, 1, 3, (), "error", "not known", "stage_lost")
     assert journal.take(A, unknown, 1.0) is None
     assert journal.pending() == [entry]
-    assert journal.submit(entry, A).attempt == 2
+    assert journal.submit(entry, A, 0.0).attempt == 2
 
 
 def test_a_request_that_kills_its_replica_ends() -> None:
     journal, entry = live(emitted=3)
     for _ in range(MAX_LOSSES - 1):
         assert journal.lost(A) == []
-        journal.submit(entry, A)
+        journal.submit(entry, A, 0.0)
     (end,) = journal.lost(A)
     assert (end.finish, end.error_kind) == ("error", "stage_lost")
     assert "5 times in a row" in end.error
@@ -147,7 +147,7 @@ def test_removing_says_what_to_cancel() -> None:
     entry = journal.add(ID, (1,), GREEDY, 0.0)
     assert journal.remove(entry.request_id) is None  # no replica has it
     entry = journal.add(ID, (1,), GREEDY, 0.0)
-    journal.submit(entry, A)
+    journal.submit(entry, A, 0.0)
     journal.take(A, TokenEvent(ID, 1, 0, (5,), "stop"), 0.0)
     assert journal.remove(ID) is None  # it is over
     journal.check_integrity()
@@ -162,11 +162,21 @@ def test_silence_asks_again_and_an_idle_replica_loses_the_request() -> None:
     assert entry.replica == A
     assert journal.ask_again(9.0, {A: True}) == []
     assert journal.pending() == [entry]
-    journal.submit(entry, A)
+    journal.submit(entry, A, 0.0)
     journal.take(A, event(0, 12, 2), 9.5)  # all of the answer, but not that it is all
     (end,) = journal.ask_again(12.0, {A: True})
     assert isinstance(end, News)
     assert (end.ids, end.finish, len(journal)) == ((), "stop", 0)
+
+
+def test_what_moved_late_is_not_taken_back_at_once() -> None:
+    journal, entry = live()
+    journal.lost(A)
+    journal.submit(entry, B, 9.0)  # B said that it is idle, and has not heard of this yet
+    assert journal.ask_again(9.1, {B: True}) == []
+    assert entry.replica == B
+    assert journal.ask_again(11.1, {B: True}) == []
+    assert entry.replica is None
 
 
 def test_deadline() -> None:
@@ -206,7 +216,7 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
     """Drops, doubles, old events of any attempt and losses of the replica; then a calm end."""
     journal, model = Journal([EOS]), Model()
     entry = journal.add(ID, (1, 2, 3), GREEDY, 0.0)
-    model.take(journal.submit(entry, A))
+    model.take(journal.submit(entry, A, 0.0))
     client: list[int] = []
     finishes: list[str] = []
     sent: list[TokenEvent] = []
@@ -233,7 +243,7 @@ def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) ->
             for news in journal.lost(A):
                 finishes.append(news.finish)
             for pending in journal.pending():
-                model.take(journal.submit(pending, A))
+                model.take(journal.submit(pending, A, 0.0))
         elif action == "old":
             if sent:
                 arrive(sent[-1 - number % len(sent)])
