@@ -35,8 +35,10 @@ class LiveServer:
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
+            if not 0 <= int(port) <= 65535:
+                raise ValueError(f"no port has the number {port}")
             self._listener = socket.create_server((host, int(port)), family=family, backlog=64)
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, ValueError) as error:
             raise InvalidConfig(f"live_address={address!r}: {error}") from error
         self._listener.setblocking(False)
         self._clients: list[tuple[socket.socket, bytearray, float]] = []
