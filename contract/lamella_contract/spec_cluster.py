@@ -187,7 +187,7 @@ def _cache(fields: Fields | None) -> CacheSpec:
         return CacheSpec()
     given = [kind for kind in CACHE_KINDS if fields.get(kind) is not None]
     if len(given) != 1:
-        got = " and ".join(given) or "nothing"
+        got = " and ".join(given) or None
         raise InvalidSpec(fields.path, got, f"one of {', '.join(CACHE_KINDS)}")
     kind = given[0]
     if kind == CLAIM:

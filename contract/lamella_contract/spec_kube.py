@@ -14,13 +14,13 @@ from typing import Any
 
 from lamella_contract import names
 from lamella_contract.errors import InvalidSpec
-from lamella_contract.spec_fields import Fields, whole
-from lamella_contract.units import is_amount
+from lamella_contract.spec_fields import Fields
+from lamella_contract.units import MAX_QUANTITY, is_amount
 
 MODEL_NAME = "at most 50 lower-case letters, digits and dashes that begin with a letter"
 LABEL_NAME = "at most 63 lower-case letters, digits and dashes"
-SUBDOMAIN = "at most 253 lower-case letters, digits, dashes and dots"
-SECRET_KEY = "at most 253 letters, digits, dashes, dots and underscores"
+SUBDOMAIN = "a name of at most 253 lower-case letters, digits, dashes and dots"
+SECRET_KEY = "a key of at most 253 letters, digits, dashes, dots and underscores"
 LABEL_KEY = "a label's key, such as example.com/zone"
 LABEL_VALUE = "at most 63 letters, digits, dashes, dots and underscores"
 AMOUNT = "an amount such as 1, 500m or 24Gi"
@@ -150,8 +150,9 @@ def tolerations(fields: Fields, key: str = "tolerations") -> tuple[Mapping[str, 
                 item.text(name, most=most)
         for name, known in (("operator", OPERATORS), ("effect", EFFECTS)):
             item.choice(name, known)
-        if item.get("tolerationSeconds") is not None:
-            whole(item.get("tolerationSeconds"), item.at("tolerationSeconds"), -(1 << 63), 1 << 62)
+        seconds = item.get("tolerationSeconds")
+        if seconds is not None and (type(seconds) is not int or not abs(seconds) <= MAX_QUANTITY):
+            raise InvalidSpec(item.at("tolerationSeconds"), seconds, "a whole number of seconds")
     return found
 
 

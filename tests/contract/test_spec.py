@@ -214,8 +214,8 @@ REFUSALS = {
     ),
     "secret without key": (
         manifest(model={"uri": "hf://a/b", "tokenSecretRef": {"name": "a"}}),
-        "spec.model.tokenSecretRef.key: got nothing, want at most 253 letters, digits, dashes, "
-        "dots and underscores",
+        "spec.model.tokenSecretRef.key: got nothing, want a key of at most 253 letters, digits, "
+        "dashes, dots and underscores",
     ),
     "unknown key, near": (
         manifest(pipeline={"stage": 4}),
