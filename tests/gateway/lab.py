@@ -110,7 +110,7 @@ class Lab:
             "served_name": "toy",
             "http_host": "127.0.0.1",
             "http_port": 0,
-            "replicas": tuple(twin.address for twin in twins),
+            "replicas": tuple(twin.address for twin in twins) or ("tcp://127.0.0.1:9",),
             "tokenizer_path": str(self.tokenizer_dir),
             "key_file": str(key_file),
             "peer_keys": (("stage-0", self.stage_keys[0].decode()),),
@@ -124,9 +124,10 @@ class Lab:
         }
         return GatewayConfig(**told | changes)
 
-    def serve(self, *twins: Twin, wait: bool = True, **changes: Any) -> Served:
-        """A gateway before ``twins``; with ``wait`` it is ready when this returns."""
-        served = self._start(self.config(*twins, **changes), look_up)
+    def serve(self, *twins: Twin, wait: bool = True, loaded: bool = True, **changes: Any) -> Served:
+        """A gateway before ``twins``; with ``wait`` it is ready when this returns, with ``loaded``
+        its tokenizer is there."""
+        served = self._start(self.config(*twins, **changes), look_up, loaded=loaded)
         if wait:
             until(lambda: served.call(served.gateway.not_ready_reason) == "")
         return served
@@ -134,9 +135,9 @@ class Lab:
     def discovers(self, names: Names, **changes: Any) -> Served:
         """A gateway that finds its pipelines by what ``names`` says; its tokenizer is loaded."""
         config = self.config(**changes, replicas=(), discover="toy-heads:5700")
-        return self._start(config, names.resolve)
+        return self._start(config, names.resolve, loaded=True)
 
-    def _start(self, config: GatewayConfig, resolve: Resolve) -> Served:
+    def _start(self, config: GatewayConfig, resolve: Resolve, *, loaded: bool) -> Served:
         started: queue.SimpleQueue[Served] = queue.SimpleQueue()
         thread = threading.Thread(
             target=lambda: asyncio.run(_serve(config, started, resolve)), daemon=True
@@ -145,7 +146,8 @@ class Lab:
         served = started.get(timeout=WAIT_S)
         served.thread = thread
         self.served.append(served)
-        until(lambda: served.call(served.gateway.codec.done), 60.0)  # imports transformers
+        if loaded:
+            until(lambda: served.call(served.gateway.codec.done), 60.0)  # imports transformers
         return served
 
     def close(self) -> None:

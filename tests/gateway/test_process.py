@@ -20,6 +20,7 @@ import pytest
 from gateway_lab import Lab
 from gateway_twin import Twin
 
+from lamella_contract import names
 from lamella_contract.wire import Cancel, Submit
 
 GO_ON = {"model": "toy", "prompt": "the fox", "max_tokens": 400}
@@ -42,12 +43,20 @@ class Process:
 def start(lab: Lab) -> Iterator[Callable[..., Process]]:
     started: list[subprocess.Popen[str]] = []
 
-    def run(twin: Twin, *arguments: str, port: int = 0, **changes: Any) -> Process:
+    def run(
+        twin: Twin, *arguments: str, port: int = 0, by_file: bool = True, **changes: Any
+    ) -> Process:
         port = port or free_port()
-        config = lab.tmp / f"gateway-{port}.json"
-        config.write_text(lab.config(twin, http_port=port, **changes).to_json())
-        command = [sys.executable, "-m", "lamella_gateway", "--config", str(config), *arguments]
-        popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        document = lab.config(twin, http_port=port, **changes).to_json()
+        command = [sys.executable, "-m", "lamella_gateway", *arguments]
+        environment = dict(os.environ)
+        if by_file:
+            config = lab.tmp / f"gateway-{port}.json"
+            config.write_text(document)
+            command += ["--config", str(config)]
+        else:
+            environment[names.ENV_GATEWAY_CONFIG] = document
+        popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         started.append(popen)
         return Process(popen, f"http://127.0.0.1:{port}")
 
@@ -134,6 +143,87 @@ def test_it_ends_while_it_loads(
     process.popen.send_signal(signal.SIGTERM)
     assert process.ends(5) == 0
     assert time.monotonic() - began_s < 2.0
+
+
+def test_it_leaves_a_pod_without_failing_anybody(
+    lab: Lab, start: Callable[..., Process], eventually: Callable[..., None]
+) -> None:
+    """Told by its environment and given time to drain, as in a pod."""
+    twin = lab.twin()
+    twin.set(answer=lambda submit: ((40,) * 400, "length"))
+    process = start(twin, by_file=False, drain_s=30.0)
+    eventually(lambda: healthy(process), 60.0)
+    body = GO_ON | {"stream": True}
+    with (
+        httpx.Client(base_url=process.url, timeout=20) as kept,
+        httpx.stream("POST", f"{process.url}/v1/completions", json=body, timeout=40) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        twin.set(paused=True)
+        assert kept.get("/readyz").status_code == 200
+        process.popen.send_signal(signal.SIGTERM)
+        began_s = time.monotonic()
+        eventually(lambda: kept.get("/readyz").status_code == 503)
+        assert "shutting down" in kept.get("/readyz").json()["reason"]
+        # those who have not heard of it yet are served, and sent elsewhere for the next one
+        twin.set(answer=lambda submit: ((41,) * 2, "length"), paused=False)
+        late = httpx.post(f"{process.url}/v1/completions", json=GO_ON, timeout=20)
+        assert (late.status_code, late.headers["connection"]) == (200, "close")
+        assert kept.get("/readyz").headers["connection"] == "close"
+        twin.set(paused=True)
+        eventually(lambda: not healthy_at_all(process), 12.0)
+        assert 4.5 < time.monotonic() - began_s < 10.0
+        assert process.popen.poll() is None
+        twin.set(paused=False)
+        last = [line for line in lines if line][-1]
+    assert last == "data: [DONE]"
+    ended_s = time.monotonic()
+    assert process.ends(5) == 0
+    assert time.monotonic() - ended_s < 3.0
+
+
+def healthy_at_all(process: Process) -> bool:
+    try:
+        httpx.get(f"{process.url}/healthz", timeout=5)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+def test_half_a_request_does_not_hold_it(
+    lab: Lab, start: Callable[..., Process], eventually: Callable[..., None]
+) -> None:
+    process = start(lab.twin(), drain_s=9.0)
+    eventually(lambda: healthy(process), 60.0)
+    host, port = process.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        eventually(lambda: healthy(process))
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.ends(7) == 0
+
+
+def test_asked_to_end_before_it_can_serve(lab: Lab, start: Callable[..., Process]) -> None:
+    process = start(lab.twin())
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.ends(10) in (0, -signal.SIGTERM)  # the latter before Python's first line
+
+
+def test_no_configuration_at_all() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != names.ENV_GATEWAY_CONFIG}
+    command = [sys.executable, "-m", "lamella_gateway"]
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("lamella gateway: LAMELLA_GATEWAY_CONFIG: got nothing")
+
+
+def test_a_model_that_is_not_there_is_one_line(lab: Lab, start: Callable[..., Process]) -> None:
+    process = start(lab.twin(), tokenizer_path="", model_uri="file:/nowhere/model")
+    assert process.ends(60) == 2
+    assert process.said().splitlines()[-1] == "lamella gateway: /nowhere/model does not exist"
 
 
 def test_a_port_in_use_is_one_line(lab: Lab, start: Callable[..., Process]) -> None:
