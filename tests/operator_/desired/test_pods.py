@@ -185,6 +185,7 @@ def test_all_pods_of_a_model_satisfy_restricted_pod_security(make: Callable[...,
     assert _pod(made)["spec"]["securityContext"]["fsGroup"] == podparts.FS_GROUP
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_literal_survives_the_expansion(text: str) -> None:
     container = {"env": [{"name": "A", "value": "a"}, {"name": "B", "value": expand.literal(text)}]}

@@ -162,6 +162,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert evidence.line(text, 1000) == text
 
 
+@settings(deadline=None)
 @given(TEXT, st.integers(8, 100))
 def test_words_are_cut_by_bytes(text: str, most: int) -> None:
     assert len(evidence.line(text, most).encode()) <= most
