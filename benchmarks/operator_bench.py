@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from benchmarks import operator_bench_world as world
@@ -66,6 +67,7 @@ class Bench:
     """One run; ``rows`` is what it has found, to be printed at the end."""
 
     options: argparse.Namespace
+    plane: Any
     api: Api
     operator: world.Operator
     kubelet: FakeKubelet
@@ -86,8 +88,10 @@ class Bench:
         self.found("first apply to all Ready", f"{took:.1f} s")
         await self._settled()
         calls = await self.operator.calls()
-        self.found("requests until then", f"{sum(calls.values()):,} ({_by_verb(calls)})")
+        self.found("requests until then", f"{sum(calls.values()):,.0f} ({_by_verb(calls)})")
         self.found("operator's CPU until then", f"{self.operator.cpu_s():.1f} s")
+        others = world.others_cpu_s(self.plane).items()
+        self.found("others' CPU", ", ".join(f"{name} {used:.0f} s" for name, used in others))
         self.found("operator's peak memory", f"{self.operator.peak_mb():.0f} MB")
 
     async def quiet(self) -> None:
@@ -99,7 +103,7 @@ class Bench:
         changed = {key for key in before | after if before.get(key) != after.get(key)}
         self.found(f"objects changed in {self.options.quiet:.0f} quiet seconds", str(len(changed)))
         fresh = _difference(then, calls)
-        self.found("requests in them", f"{sum(fresh.values()):,} ({_by_verb(fresh)})")
+        self.found("requests in them", f"{sum(fresh.values()):,.0f} ({_by_verb(fresh)})")
         self.found("operator's CPU in them", f"{self.operator.cpu_s() - cpu:.2f} s")
         for key in sorted(changed)[:5]:
             print(f"    {key}: {before.get(key)} -> {after.get(key)}")
@@ -144,7 +148,7 @@ class Bench:
         after, calls = await world.versions(self.api), await self.operator.calls()
         changed = {key for key in before | after if before.get(key) != after.get(key)}
         self.found("objects changed by the restart", str(len(changed)))
-        self.found("requests after it", f"{sum(calls.values()):,} ({_by_verb(calls)})")
+        self.found("requests after it", f"{sum(calls.values()):,.0f} ({_by_verb(calls)})")
         self.found("operator's peak memory after it", f"{self.operator.peak_mb():.0f} MB")
 
     async def _all_ready(self, doing: str) -> None:
@@ -219,7 +223,7 @@ async def _run(options: argparse.Namespace, folder: Path) -> None:
             watching = group.create_task(world.watch_models(api, seen.model))
             running = group.create_task(kubelet.run())
             operator = world.Operator(folder, kubeconfig, session)
-            bench = Bench(options, api, operator, kubelet, seen)
+            bench = Bench(options, plane, api, operator, kubelet, seen)
             try:
                 operator.start()
                 await operator.until_ready()

@@ -255,5 +255,17 @@ class Operator:
 
     def cpu_s(self) -> float:
         """Seconds of CPU that it has used."""
-        fields = Path(f"/proc/{self._program.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self._program.pid)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def others_cpu_s(plane: Any) -> dict[str, float]:
+    """The same of everybody else, by name."""
+    programs = (plane.api_server, plane.etcd, plane.controllers)
+    used = {program.name: cpu_s(program.pid) for program in programs}
+    return {**used, "kubelets and bench": cpu_s(os.getpid())}
