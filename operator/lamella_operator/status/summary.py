@@ -26,7 +26,6 @@ ON_THE_WAY = (
     reasons.STAGE_LOST,
 )
 """Of a pipeline that has served before they are steps of its recovery."""
-NEEDS_TIME = (reasons.RESOLVING, reasons.RATE_LIMITED, reasons.HUB_UNREACHABLE)
 
 
 def summary(model: ModelView, situation: Situation, settings: Settings) -> Note:
