@@ -124,8 +124,7 @@ class Situation:
     ``refused`` is why the manifest cannot be acted on (Accepted=False), ``unresolved`` why there
     is no profile yet, ``unplanned`` why there is no plan. ``profile_message`` is the profile as
     the inspector sent it, to be kept in status. ``degraded`` needs the user; ``rolling`` says
-    how far a change has come. ``stalled``: what is missing in ``unresolved`` does not come by
-    waiting. ``resumed`` is the resume annotation that was last heeded,
+    how far a change has come. ``resumed`` is the resume annotation that was last heeded,
     ``yielded_s`` when a replica last gave way (by replica).
     """
 
@@ -135,7 +134,6 @@ class Situation:
     degraded: Note | None = None
     rolling: Note | None = None
     paused: bool = False
-    stalled: bool = False
     profile: ModelProfile | None = None
     profile_message: str = ""
     profile_key: str = ""

@@ -62,11 +62,7 @@ def blocker(situation: Situation) -> Note | None:
 
 def stalled(situation: Situation) -> Note | None:
     """What only a user can change, if that is what is missing."""
-    if situation.refused or situation.unplanned:
-        return situation.refused or situation.unplanned
-    if situation.unresolved is not None:
-        return situation.unresolved if situation.stalled else None
-    return situation.degraded
+    return situation.refused or situation.unplanned or situation.degraded
 
 
 def waits_for(situation: Situation) -> Note | None:

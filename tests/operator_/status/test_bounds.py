@@ -57,7 +57,6 @@ CHANGES = st.fixed_dictionaries(
         "rolling": MAYBE,
         "gateway_note": MAYBE,
         "paused": st.booleans(),
-        "stalled": st.booleans(),
         "wanted_replicas": st.integers(0, 1000),
         "gateways_ready": st.integers(0, 3),
         "capacity_known": st.booleans(),

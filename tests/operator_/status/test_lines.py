@@ -50,8 +50,10 @@ ROWS: Rows = {
         WRONG,
     ),
     "model not found": (
-        lambda lab: _nothing_known(lab, stalled=True, unresolved=Note("ModelNotFound", ABSENT)),
-        ("ModelNotFound", "0/1", "0/?", "Accepted Stalled"),
+        lambda lab: _nothing_known(
+            lab, unresolved=Note("ModelNotFound", ABSENT), degraded=Note("ModelNotFound", ABSENT)
+        ),
+        ("ModelNotFound", "0/1", "0/?", "Accepted Degraded Stalled"),
         ABSENT,
     ),
     "hub away": (
