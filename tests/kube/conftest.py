@@ -36,6 +36,8 @@ def _helper(name: str) -> ModuleType:
 
 _processes = _helper("processes")
 _control_plane = _helper("control_plane")
+for _name in ("fake_kubelet", "fault_proxy", "operator_lab"):
+    _helper(_name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
