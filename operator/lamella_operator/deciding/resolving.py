@@ -8,7 +8,7 @@ or the resume annotation changes; others after a back-off, which grows long afte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +85,9 @@ def resolve(observed: Observed, settings: Settings) -> Resolution:
     if known and isinstance(stored.get("data"), str):
         profile = _readable(str(stored["data"]))
         if profile is not None:
-            return Resolution(
-                key,
-                _whole(stored.get("attempts")),
-                profile,
-                str(stored["data"]),
-                actions=tuple(_delete(pod, "its profile is kept") for pod in observed.inspectors
-                              if pod.deleted_s is None or verdict.stuck(pod, observed.now_s)),
-            )  # fmt: skip
+            over = tuple(_over(observed, observed.inspectors, "its profile is kept"))
+            tried = _whole(stored.get("attempts"))
+            return Resolution(key, tried, profile, str(stored["data"]), actions=over)
     resume = budget.resume_of(model)
     counted = _whole(stored.get("attempts")) if known else 0
     before = counted if str(model.status.get("resumed") or "") == resume else 0
@@ -111,11 +106,9 @@ def _search(observed: Observed, settings: Settings, key: str, before: int) -> Re
         (_Try(numbers[pod.name], pod) for pod in observed.inspectors if pod.name in numbers),
         key=lambda one: one.attempt,
     )
-    old: list[Action] = [
-        _delete(pod, "it reads another model, or for another try")
-        for pod in observed.inspectors
-        if pod.name not in numbers and (pod.deleted_s is None or verdict.stuck(pod, observed.now_s))
-    ]
+    others = [pod for pod in observed.inspectors if pod.name not in numbers]
+    ending = [one.pod for one in tries if one.pod.deleted_s is not None]
+    old = _over(observed, [*others, *ending], "it reads another model, or for another try")
     living = [one for one in tries if one.pod.deleted_s is None]
     if not living:
         attempt = tries[-1].attempt + 1 if tries else max(before, 0)
@@ -218,6 +211,17 @@ def _readable(data: str) -> ModelProfile | None:
     except LamellaError:
         return None
     return found if isinstance(found, ModelProfile) else None
+
+
+def _over(observed: Observed, pods: Iterable[PodView], why: str) -> list[Action]:
+    """Pods that are not needed go; one that does not is asked again, by force."""
+    found: list[Action] = []
+    for pod in pods:
+        if pod.deleted_s is None or verdict.stuck(pod, observed.now_s):
+            found.append(_delete(pod, why))
+        else:
+            found.append(Wait(pod.deleted_s + verdict.STUCK_S + 1.0 - observed.now_s))
+    return found
 
 
 def _delete(pod: PodView, why: str) -> Delete:

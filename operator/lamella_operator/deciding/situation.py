@@ -58,23 +58,22 @@ def replica(
 
 def planned(observed: Observed, index: int, revision: Revision) -> ReplicaSituation:
     """A pipeline whose pods are being made just now."""
-    refused = _refusal(observed.refusals, index)
-    note = refused or Note(reasons.STARTING, "its pods are being made")
+    note = Note(reasons.STARTING, "its pods are being made")
     stages = tuple(
         StageSituation(stage, "Pending", bytes_total=_bytes(revision, stage), note=note)
         for stage in range(revision.stages)
     )
-    state = "Starting" if refused is None else "Yielded"
-    return ReplicaSituation(index, revision.hash, True, state, stages, note)
+    return ReplicaSituation(index, revision.hash, True, "Starting", stages, note)
 
 
 def yielded(observed: Observed, index: int, revision: Revision, left_s: float) -> ReplicaSituation:
-    """A pipeline that gave way; the reason stays what the status said of it."""
+    """A pipeline that gave way or was refused; the reason stays what the status said of it."""
     text = f"it gave its nodes back to an older pipeline and tries again in {left_s:.0f} s"
     note = Note(reasons.YIELDED_CAPACITY, text)
     stored = _stored(observed, index)
     if stored.get("state") == "Yielded" and stored.get("reason") in reasons.ALL:
         note = Note(str(stored["reason"]), str(stored.get("message") or text))
+    note = _refusal(observed.refusals, index) or note
     stages = tuple(
         StageSituation(stage, "Pending", bytes_total=_bytes(revision, stage), note=note)
         for stage in range(revision.stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -181,7 +182,7 @@ def test_retries_come_after_growing_pauses() -> None:
                 seen.setdefault(pod.uid, pod.created_s)
     times = list(seen.values())
     assert len(times) == 6
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     lives = min(gaps)  # until its second exit
     assert [round(gap - lives) for gap in gaps] == [0, 10, 20, 40, 80]
 

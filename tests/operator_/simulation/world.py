@@ -1,4 +1,4 @@
-"""A small cluster in a dict: API server, scheduler, kubelets, garbage collector, Deployment controller.
+"""A small cluster in a dict: API server, scheduler, kubelets, garbage collector, Deployments.
 
 Time is a number that `tick` moves on; order is drawn from one seeded random generator. Knows the
 operator only through `decide`: `reconcile` observes, decides, acts (up to a crash after any action)
@@ -529,7 +529,7 @@ class World:
             message = self.crashing[pod.replica, pod.stage]
             pod.end(1, "Error", message, self.now_s)
             pod.waiting_reason = "CrashLoopBackOff"
-        elif not pod.loaded:
+        elif not pod.loaded or (not pod.ready and (pod.role == names.ROLE_GATEWAY or pod.stage)):
             self._load(pod)
 
     def _schedule(self, pod: Pod) -> None:
