@@ -90,6 +90,31 @@ def test_the_server_takes_everything_but_what_needs_other_peoples_kinds(
         assert "kubectl apply" in said.partition("NOTES:")[2]
 
 
+def test_every_pod_is_taken_by_a_namespace_that_enforces_restricted(
+    release: Release, control_plane: ControlPlane, namespace: str
+) -> None:
+    api = control_plane.api
+    enforce = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    api.request("PATCH", f"/api/v1/namespaces/{namespace}", enforce)
+    manifests = release.run("install", str(CHART), "--dry-run=server", "--set=prePull.enabled=true")
+    found = [
+        each
+        for each in yaml.safe_load_all(manifests.partition("HOOKS:")[2].partition("NOTES:")[0])
+        if each
+    ]
+    pods = {each["kind"]: each.get("spec", {}) for each in found if isinstance(each, dict)}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "lamella"}}
+    api.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", account)
+    pods_path = f"/api/v1/namespaces/{namespace}/pods"
+    specs = [pods["Pod"], *(pods[kind]["template"]["spec"] for kind in ("Deployment", "DaemonSet"))]
+    for spec in specs:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "try"}, "spec": spec}
+        api.request("POST", pods_path, pod, dryRun="All")
+    pod["spec"] = {**specs[0], "securityContext": {}}  # and it does enforce it
+    with pytest.raises(Exception, match="violates PodSecurity"):
+        api.request("POST", pods_path, pod, dryRun="All")
+
+
 def test_upgrade_brings_the_new_crd_and_uninstall_keeps_it(
     release: Release, control_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
