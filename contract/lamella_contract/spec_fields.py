@@ -84,8 +84,8 @@ class Fields:
         return dict(value)
 
     def strings(self, key: str, most: int = MOST) -> Mapping[str, str]:
-        """An object of strings; empty if absent."""
-        value = self.mapping(key, most)
+        """An object of strings; empty if absent. A key in it that is null counts as absent too."""
+        value = {name: text for name, text in self.mapping(key, most).items() if text is not None}
         for name, item in value.items():
             if not isinstance(item, str):
                 raise InvalidSpec(f"{self.at(key)}[{name!r}]", item, "a string")

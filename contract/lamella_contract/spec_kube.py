@@ -131,13 +131,18 @@ def resources(fields: Fields, key: str = "resources") -> Mapping[str, Any]:
     inner = fields.child(key, _RESOURCES)
     if inner is None:
         return {}
-    for kind in _RESOURCES:
-        amounts = inner.mapping(kind, MAX_RESOURCES)
-        for name, amount in amounts.items():
-            label_key(name, inner.at(kind))
-            if not is_amount(amount):
-                raise InvalidSpec(f"{inner.at(kind)}[{name!r}]", amount, AMOUNT)
-    return fields.mapping(key)
+    given = [kind for kind in _RESOURCES if inner.get(kind) is not None]
+    return {kind: _amounts(inner, kind) for kind in given}
+
+
+def _amounts(fields: Fields, key: str) -> Mapping[str, Any]:
+    found = fields.mapping(key, MAX_RESOURCES)
+    found = {name: amount for name, amount in found.items() if amount is not None}
+    for name, amount in found.items():
+        label_key(name, fields.at(key))
+        if not is_amount(amount):
+            raise InvalidSpec(f"{fields.at(key)}[{name!r}]", amount, AMOUNT)
+    return found
 
 
 def tolerations(fields: Fields, key: str = "tolerations") -> tuple[Mapping[str, Any], ...]:
