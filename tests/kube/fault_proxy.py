@@ -107,7 +107,7 @@ class FaultProxy:
         headers = {key: request.headers[key] for key in PASSED_ON if key in request.headers}
         try:
             async with self._session.request(
-                request.method, path, data=await request.read(), headers=headers
+                request.method, path, data=await request.read() or None, headers=headers
             ) as answer:
                 return await self._pass_on(request, answer, trouble)
         except aiohttp.ClientError:

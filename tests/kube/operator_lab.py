@@ -202,19 +202,16 @@ class Lab:
 
 @contextmanager
 def lab_in(plane: ControlPlane, namespace: str, folder: Path, *more: str) -> Iterator[Lab]:
-    """Ends all operators afterwards, and shows the end of their logs when a test fails."""
+    """Ends all operators afterwards; pytest shows the end of their logs when a test fails."""
     with FakeKubelet(plane.api, namespace, *more) as kubelet:
         found = Lab(plane, namespace, folder, kubelet)
         try:
             yield found
-        except BaseException:
-            for operator in found.operators:
-                if operator.program.log.exists():
-                    sys.stderr.write(f"\n{operator.program.log}:\n{operator.log[-6000:]}")
-            raise
         finally:
             for operator in found.operators:
                 operator.kill()
+                if operator.program.log.exists():
+                    print(f"{operator.program.log}:\n{operator.log[-8000:]}")
 
 
 def rules(scope: str) -> list[dict[str, Any]]:

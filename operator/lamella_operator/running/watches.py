@@ -9,9 +9,11 @@ loop when it ends; its parts are run here, one set per namespace.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import ssl
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -54,6 +56,7 @@ class Watches:
 
     async def watch(self, scope: str) -> None:
         """Watches until something fails (raised) or until cancelled."""
+        family = _found_family()
         where: dict[str, Any] = {"namespaces": [scope]} if scope else {"clusterwide": True}
         tasks = await kopf.spawn_tasks(
             registry=self._registry(scope),
@@ -68,7 +71,7 @@ class Watches:
             for task in done:
                 task.result()
         finally:
-            await _end(tasks)
+            await _end({*tasks, *family} - {asyncio.current_task()})
 
     def _registry(self, scope: str) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -155,8 +158,34 @@ def _connection(found: Credentials) -> kopf.ConnectionInfo:
     )
 
 
+_family: contextvars.ContextVar[weakref.WeakSet[asyncio.Task[Any]] | None] = contextvars.ContextVar(
+    "family", default=None
+)
+
+
+def _found_family() -> weakref.WeakSet[asyncio.Task[Any]]:
+    """From here on this task's offspring is written down, to the last generation.
+
+    kopf leaves some of its tasks behind when it fails, and relies on ending all of the loop's.
+    """
+    asyncio.get_running_loop().set_task_factory(_born)
+    family: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+    _family.set(family)
+    return family
+
+
+def _born(loop: asyncio.AbstractEventLoop, coro: Any, **more: Any) -> asyncio.Task[Any]:
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **more)
+    family = _family.get()
+    if family is not None:
+        family.add(task)
+    return task
+
+
 async def _end(tasks: Any) -> None:
     """Cancel a watch's tasks and see them end; a second time for those that are slow."""
+    if not tasks:
+        return
     for _ in range(2):
         for task in tasks:
             task.cancel()
