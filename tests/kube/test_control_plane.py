@@ -123,6 +123,7 @@ def test_accounts_may_do_what_they_are_given(
     assert (refused.value.code, refused.value.reason) == (403, "Forbidden")
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux")
 def test_a_program_ends_with_the_tests_that_started_it(tmp_path: Path) -> None:
     """Killed with SIGKILL, the tests can clean up nothing by themselves."""
     code = (

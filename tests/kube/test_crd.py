@@ -175,6 +175,24 @@ def test_whole_statuses_are_kept(control_plane: ControlPlane, namespace: str) ->
     assert found["status"] == STATUS
 
 
+LIFE = {
+    each["moment"]: each["status"]
+    for each in yaml.safe_load_all((ROOT / "tests/golden/status-life.yaml").read_text())
+}
+
+
+@pytest.mark.parametrize("status", LIFE.values(), ids=LIFE)
+def test_each_moment_of_a_life_is_kept_whole(
+    control_plane: ControlPlane, namespace: str, status: dict[str, Any]
+) -> None:
+    made = control_plane.api.request("POST", at(namespace), model())
+    path = at(namespace, "m", "status")
+    found = control_plane.api.request(
+        "PUT", path, {**made, "status": status}, fieldValidation="Strict"
+    )
+    assert found["status"] == status
+
+
 def test_unknown_fields_never_reach_the_operator(
     control_plane: ControlPlane, namespace: str
 ) -> None:
