@@ -14,6 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden files anew, and pass"
     )
+    parser.addoption("--e2e-report", metavar="FOLDER", help="where tests/e2e writes what it saw")
 
 
 @pytest.fixture
