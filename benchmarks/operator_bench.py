@@ -89,6 +89,8 @@ class Bench:
         await self._settled()
         calls = await self.operator.calls()
         self.found("requests until then", f"{sum(calls.values()):,.0f} ({_by_verb(calls)})")
+        rounds = (await self.operator.reconciles()).items()
+        self.found("reconciles", ", ".join(f"{count:,.0f} {result}" for result, count in rounds))
         self.found("operator's CPU until then", f"{self.operator.cpu_s():.1f} s")
         others = world.others_cpu_s(self.plane).items()
         self.found("others' CPU", ", ".join(f"{name} {used:.0f} s" for name, used in others))

@@ -233,6 +233,14 @@ class Operator:
                 found[key] = found.get(key, 0) + sample.value
         return found
 
+    async def reconciles(self) -> dict[str, float]:
+        """Reconciles since it started, by result."""
+        return {
+            sample.labels["result"]: sample.value
+            for sample in await self._samples()
+            if sample.name == "lamella_operator_reconciles_total"
+        }
+
     async def until_reconciled(self, models: int, limit_s: float = 300) -> None:
         """Until it has looked at every model and has nothing queued."""
         end = time.monotonic() + limit_s
