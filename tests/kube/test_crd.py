@@ -104,6 +104,16 @@ def test_the_sample_is_applied_and_waited_for(
     assert said == f"shardedmodel.lamella.dev/{name} condition met\n"
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("--server-side", "--force-conflicts")], ids=["", "server"]
+)
+def test_kubectl_installs_and_upgrades_it(kubectl: Kubectl, options: tuple[str, ...]) -> None:
+    path = str(ROOT / "crds" / "shardedmodels.yaml")
+    said = kubectl("apply", "--dry-run=server", *options, "-f", path)
+    assert "customresourcedefinition.apiextensions.k8s.io/shardedmodels.lamella.dev" in said
+    assert "(server dry run)" in said
+
+
 def test_kubectl_says_what_is_misspelt(kubectl: Kubectl, tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(yaml.safe_dump(model(pipeline={"stage": 4})))
