@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -106,6 +106,7 @@ def test_the_kind_is_recognised(kind: str) -> None:
 
 
 @kinds
+@settings(deadline=None)  # a busy machine is no failure
 @given(data=st.data())
 def test_increments_joined_are_the_whole_text(kind: str, data: st.DataObject) -> None:
     tokenizer, _ = KINDS[kind]
@@ -118,6 +119,7 @@ def test_increments_joined_are_the_whole_text(kind: str, data: st.DataObject) ->
 
 
 @kinds
+@settings(deadline=None)  # a busy machine is no failure
 @given(text=st.text("thefox é日本🦊\n", max_size=40))
 def test_a_text_of_whole_characters_equals_the_library(kind: str, text: str) -> None:
     tokenizer, _ = KINDS[kind]

@@ -210,7 +210,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(actions)
 def test_in_any_order_the_clients_ids_are_exact(drawn: list[tuple[str, int]]) -> None:
     """Drops, doubles, old events of any attempt and losses of the replica; then a calm end."""

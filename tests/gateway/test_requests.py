@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella_gateway.errors import ApiError
@@ -116,6 +116,7 @@ def refusal(parse: Callable[[Any], object], given_: object) -> ApiError | None:
     return None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(documents)
 def test_nothing_but_a_value_or_an_error_comes_out(document: object) -> None:
     for parse in (parse_chat, parse_completion):
@@ -125,6 +126,7 @@ def test_nothing_but_a_value_or_an_error_comes_out(document: object) -> None:
             assert json.loads(error.body())["error"]["message"]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=50))
 def test_any_bytes(body: bytes) -> None:
     error = refusal(decode_json, body)
