@@ -34,8 +34,6 @@ from benchmarks.operator_bench_api import Api, Thing
 
 from lamella_contract import names
 
-SETTLED_S = 10.0  # without a write, then nothing is left to do
-
 
 @dataclass(slots=True)
 class Seen:
@@ -168,7 +166,7 @@ class Bench:
 
     async def _settled(self) -> None:
         writes, since = -1, time.monotonic()
-        while time.monotonic() - since < SETTLED_S:
+        while time.monotonic() - since < self.options.settled:
             now = world.writes(await self.operator.calls())
             if now != writes:
                 writes, since = now, time.monotonic()
@@ -207,6 +205,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--losses", type=int, default=100)
     parser.add_argument("--loss-every", type=float, default=0.2, help="seconds")
     parser.add_argument("--quiet", type=float, default=60, help="seconds to watch for writes")
+    parser.add_argument(
+        "--settled", type=float, default=10, help="seconds without a write are an end"
+    )
     parser.add_argument("--limit", type=float, default=900, help="seconds to converge")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="for logs; default: one that is removed")
