@@ -43,7 +43,8 @@ serve-test: setup ## Real processes, real sockets, the real demo model
 	$(BIN)/pytest -q -m serve --timeout 900
 
 integration: setup ## The operator on a real kube-apiserver (scripts/control-plane finds or builds one)
-	$(BIN)/pytest -q -m apiserver --timeout 600
+	scripts/control-plane >/dev/null
+	LAMELLA_REQUIRE_CONTROL_PLANE=1 $(BIN)/pytest -q -m apiserver --timeout 600
 
 images: ## Build the operator's and the worker's image with docker
 	scripts/images
@@ -60,8 +61,9 @@ golden: setup ## Write the golden manifests anew; the diff is for reviewers
 bench: setup ## Measure the figures that docs/performance.md states
 	$(BIN)/python -m benchmarks
 
-map: ## Write README's file map anew
+map: ## Write README's file map and docs/manifest.md anew
 	python3 scripts/file_map
+	$(BIN)/python scripts/manifest_doc
 
 clean: ## Remove what setup and the tools made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

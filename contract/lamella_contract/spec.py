@@ -76,7 +76,7 @@ __all__ = [
     "quantity",
 ]
 
-MAX_STAGES = 1024
+MAX_STAGES = 128  # a revision stores a pod for each, and one object may take 1.5 MiB
 
 _ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA = ("name", "namespace", "labels", "annotations")

@@ -239,15 +239,15 @@ REFUSALS = {
     ),
     "no stages": (
         manifest(pipeline={"stages": 0}),
-        "spec.pipeline.stages: got 0, want a whole number from 1 to 1024",
+        "spec.pipeline.stages: got 0, want a whole number from 1 to 128",
     ),
     "true as stages": (
         manifest(pipeline={"stages": True}),
-        "spec.pipeline.stages: got True, want a whole number from 1 to 1024",
+        "spec.pipeline.stages: got True, want a whole number from 1 to 128",
     ),
     "text as stages": (
         manifest(pipeline={"stages": "4"}),
-        "spec.pipeline.stages: got '4', want a whole number from 1 to 1024",
+        "spec.pipeline.stages: got '4', want a whole number from 1 to 128",
     ),
     "stages and split": (
         manifest(pipeline={"stages": 3, "split": [10, 8]}),
