@@ -107,6 +107,8 @@ class HubSource:
         """
         if _REPO.fullmatch(repo) is None or ".." in repo:
             raise InvalidSpec("model.uri", f"hf://{repo}", "hf://org/name[@revision]")
+        # it tells each request at INFO, with the signature that a redirected address carries
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
         connection = Connection(
             repo,
             revision,

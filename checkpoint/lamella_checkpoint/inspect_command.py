@@ -57,6 +57,8 @@ class Inspection:
 
     def _inspect(self) -> ModelProfile:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        # the hub client would look up what it is run by: a request, and a file in HOME
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         hide_torch()  # config classes need none
         from lamella_checkpoint.inspector import inspect
 

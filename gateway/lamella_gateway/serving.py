@@ -72,6 +72,8 @@ def run() -> int:
         return _fail(EXIT_CONFIG, InvalidConfig(f"cannot listen on {where}: {reason}"))
     hide_torch()  # tokenizers need none
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # the hub's client would look up what it is run by: a request, and a file in HOME
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, listener, parent_pid=arguments.parent_pid))
 

@@ -90,7 +90,10 @@ def test_a_model_on_a_hub(hub: Any, model: Path, asker: Asker) -> None:
     assert found.commit == hub.refs[REPO, "main"]
     assert found.eos_token_ids == (1, 2)
     assert found.dtype == "bfloat16"
-    assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}", None}  # None: the storage
+    assert all("/org/tiny/" in seen.path for seen in hub.seen)  # the hub is asked nothing else
+    assert [path.name for path in asker.tmp.iterdir() if path.name.startswith(".")] == []
+    assert "httpx" not in asker.said
+    assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
     pinned = asker.run(f"hf://{REPO}", "--revision", found.commit, "--dtype", "bfloat16")
     assert pinned == found
 
