@@ -15,11 +15,12 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import zmq
 from numpy.typing import NDArray
 
 from lamella_contract.errors import Overloaded, PipelineUnavailable, RequestError, WireError
@@ -94,6 +95,7 @@ class HeadLoop:
         *,
         probe_slot: int,
         awake: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         sockets = [channel.socket] if done is None else [done.socket, channel.socket]
@@ -102,6 +104,7 @@ class HeadLoop:
         self._waiter = Waiter(
             sockets, awake=awake, ring=done.ring if done else None, rehearse=self._rehearse
         )
+        self._clock = clock
         self._probe_slot = probe_slot
         self._scheduler = scheduler
         self._out = out
@@ -121,25 +124,29 @@ class HeadLoop:
 
         Gateways give what comes now to another pipeline, and at the end what is still live.
         """
-        self._drained_s = time.monotonic() + patience_s
+        self._drained_s = self._clock() + patience_s
         self._telemetry.draining = True
 
     def run(self) -> None:
         """Serve; every wait is bounded, so `stopping` is seen within POLL_S."""
         worked = False
         while not self.stopping:
-            ready = self._waiter.wait(0.0 if worked else POLL_S)
-            if self._channel.socket in ready:
-                for order in self._channel.drain():
-                    self._obey(order)
-            if self._done is not None:
-                while (parts := self._done.receive()) is not None:
-                    self._waiter.arrived()
-                    self._take(parts)
-                self._hurry()
-            worked = self._serving and self._gate.is_open and self._schedule()
-            self._flush()
-            self._publish(worked)
+            worked = self.turn(self._waiter.wait(0.0 if worked else POLL_S))
+
+    def turn(self, ready: Collection[zmq.Socket[bytes]]) -> bool:
+        """Orders, results, one step; whether there was a step to be made."""
+        if self._channel.socket in ready:
+            for order in self._channel.drain():
+                self._obey(order)
+        if self._done is not None:
+            while (parts := self._done.receive()) is not None:
+                self._waiter.arrived()
+                self._take(parts)
+            self._hurry()
+        worked = self._serving and self._gate.is_open and self._schedule()
+        self._flush()
+        self._publish(worked)
+        return worked
 
     def _obey(self, order: Order) -> None:
         match order:
@@ -199,7 +206,7 @@ class HeadLoop:
 
     def _schedule(self) -> bool:
         """One step, if there is one to be made; True when there was."""
-        scheduled = self._scheduler.next_step(time.monotonic())
+        scheduled = self._scheduler.next_step(self._clock())
         if scheduled is None:
             return False
         predicted_s = scheduled.predicted_s or UNKNOWN_STEP_S
@@ -214,7 +221,7 @@ class HeadLoop:
         except WireError as error:  # our own tables disagree: start the epoch anew
             self._gate.shut(f"stage 0: {error}")
             return
-        self._in_flight.append(InFlight(header.step, time.monotonic(), predicted_s))
+        self._in_flight.append(InFlight(header.step, self._clock(), predicted_s))
         if self._out is None:
             self._finish(StepDone(header.step, rows, (spent,), failed))
             return
@@ -248,7 +255,7 @@ class HeadLoop:
             return
         self._telemetry.add_trace(done.trace)
         try:
-            self._held += self._scheduler.complete(done, time.monotonic())
+            self._held += self._scheduler.complete(done, self._clock())
         except WireError as error:
             self._gate.shut(str(error))
 
@@ -288,7 +295,7 @@ class HeadLoop:
         oldest = self._in_flight[0] if self._in_flight else None
         telemetry.predicted_step_s = oldest.predicted_s if oldest else 0.0
         telemetry.oldest_step_sent_s = oldest.sent_s if oldest else 0.0
-        now_s = time.monotonic()
+        now_s = self._clock()
         if not worked or now_s - self._published_s > STATS_EVERY_S:
             self._published_s = now_s
             telemetry.scheduler = stats = self._scheduler.stats()

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
+import zmq
 
 from lamella_contract.errors import LamellaError, WireError
 from lamella_contract.wire import (
@@ -73,13 +74,16 @@ class StepRunner:
         sampler: Sampler | None,
         telemetry: Telemetry,
         pulse: Pulse,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._engine = engine
         self._slots = slots
         self._sampler = sampler
         self._telemetry = telemetry
         self._pulse = pulse
-        self._idle_since_ns = time.monotonic_ns()
+        self._clock_ns = clock_ns
+        self._idle_since_ns = clock_ns()
 
     def reset(self) -> None:
         """A new epoch: every sequence is forgotten; weights and pages stay."""
@@ -95,14 +99,14 @@ class StepRunner:
 
         WireError when the header contradicts this stage's tables: the frame is not to be trusted.
         """
-        began_ns = time.monotonic_ns()
+        began_ns = self._clock_ns()
         idle_ns = began_ns - self._idle_since_ns
         self._pulse.busy()
         try:
             bundle, rows, failed = self._compute(header, inputs)
         finally:
             self._pulse.idle()
-            self._idle_since_ns = time.monotonic_ns()
+            self._idle_since_ns = self._clock_ns()
         spent = StageTime(self._idle_since_ns - began_ns, idle_ns)
         counters = self._telemetry.counters
         counters.steps += 1
@@ -186,16 +190,19 @@ class StageLoop:
     def run(self) -> None:
         """Serve steps; every wait is bounded, so `stopping` is seen within POLL_S."""
         while not self.stopping:
-            ready = self._waiter.wait(POLL_S)
-            if self._channel.socket in ready:
-                for order in self._channel.drain():
-                    if isinstance(order, Relink):
-                        self._runner.reset()
-                        relink(order, self._gate, self._out, self._channel)
-            if (parts := self._data.receive()) is not None:
-                self._waiter.arrived()
-                self._take(parts)
-                self._waiter.worked()
+            self.turn(self._waiter.wait(POLL_S))
+
+    def turn(self, ready: Collection[zmq.Socket[bytes]]) -> None:
+        """Carry out what the control thread asks for, then take one frame if there is one."""
+        if self._channel.socket in ready:
+            for order in self._channel.drain():
+                if isinstance(order, Relink):
+                    self._runner.reset()
+                    relink(order, self._gate, self._out, self._channel)
+        if (parts := self._data.receive()) is not None:
+            self._waiter.arrived()
+            self._take(parts)
+            self._waiter.worked()
 
     def _take(self, parts: Sequence[memoryview]) -> None:
         try:

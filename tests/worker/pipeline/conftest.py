@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -83,29 +84,23 @@ class Ring:
         )
         self._gateway_address = f"tcp://127.0.0.1:{ports[0]}"
         self.control_port = ports[1]
-        self.worker = self._begin()
+        self.worker: subprocess.Popen[bytes] | None = self._begin()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._dial()
         self.last_status: PipelineStatus | None = None
         self._submitted = 0
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> subprocess.Popen[bytes] | None:
         """One process forks all stages."""
-        return self._spawn([self._config(stage) for stage in range(self.stages)], "worker")
-
-    def _spawn(
-        self, configs: list[StageConfig], name: str, **environment: str
-    ) -> subprocess.Popen[bytes]:
         paths = []
-        for config in configs:
-            paths.append(self.folder / f"{name}-{config.stage}.json")
-            paths[-1].write_text(config.to_json())
+        for stage in range(self.stages):
+            paths.append(self.folder / f"stage-{stage}.json")
+            paths[-1].write_text(self._config(stage).to_json())
         own = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, str(TOY), *map(str, paths)], env=os.environ | own | environment
-        )
+        return subprocess.Popen([sys.executable, str(TOY), *map(str, paths)], env=os.environ | own)
 
     def _check_alive(self) -> None:
+        assert self.worker is not None
         assert self.worker.poll() is None, "the worker ended"
 
     def _config(self, stage: int) -> StageConfig:
@@ -204,6 +199,13 @@ class Ring:
             document: dict[str, Any] = json.load(answer)
             return document
 
+    def answers(self, stage: int) -> bool:
+        """Whether the stage's process is there at all."""
+        try:
+            return bool(self.status(stage))
+        except OSError:
+            return False
+
     def is_ready(self, stage: int = 0) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http[stage]}/readyz") as answer:
@@ -223,6 +225,7 @@ class Ring:
         return int(self.status(stage)["pid"])
 
     def close(self) -> None:
+        assert self.worker is not None
         self.worker.send_signal(signal.SIGTERM)
         try:
             self.worker.wait(timeout=5)
@@ -233,23 +236,66 @@ class Ring:
             self._context.term()
 
 
+class Pod:
+    """One pod's parent process, started by a keeper that leaves its exit code."""
+
+    def __init__(self, pid: int, exit_file: Path) -> None:
+        self.pid = pid
+        self._exit_file = exit_file
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> int:
+        """The exit code, minus the signal for one that was killed."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(self.pid).wait(timeout)
+        while not self._exit_file.exists():
+            assert time.monotonic() < deadline, f"pod {self.pid} does not end"
+            os.sched_yield()
+        return int(self._exit_file.read_text())
+
+    def kill(self) -> None:
+        if not self._exit_file.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[subprocess.Popen[bytes]]:
+    """What forks pods: it has imported what takes seconds."""
+    own = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(TOY)],
+        env=os.environ | own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(timeout=10)
+
+
 class Pods(Ring):
     """Each stage in a parent of its own, as in a pod; stage 0 is known by a name.
 
     `dns` says what the name means to whoever asks.
     """
 
-    def __init__(self, folder: Path, stages: int, **settings: Any) -> None:
+    def __init__(
+        self, forker: subprocess.Popen[bytes], folder: Path, stages: int, **settings: Any
+    ) -> None:
         self.settings: dict[str, Any] = {"replace_after_s": 2.0} | settings
-        self.pods: dict[str, subprocess.Popen[bytes]] = {}
-        self.head = ""  # the pod of stage 0 that was started last
+        self.pods: dict[str, Pod] = {}
+        self._forker = forker
         super().__init__(folder, stages)
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> None:
         self.dns("127.0.0.1")
         for stage in range(self.stages):
             self.pod(f"first-{stage}", stage)
-        return self.pods["first-0"]
 
     def _check_alive(self) -> None:
         return None
@@ -260,11 +306,9 @@ class Pods(Ring):
         fresh.write_text(json.dumps(addresses))
         fresh.replace(self.folder / "dns")
 
-    def pod(self, name: str, stage: int, *, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
-        """Start a pod, beside or in place of another one; `host` is that of a stage 0."""
-        (live,) = free_ports(1)
-        if name != f"first-{stage}":
-            (self.http[stage],) = free_ports(1)
+    def pod(self, name: str, stage: int, *, host: str = "127.0.0.1", **fields: Any) -> Pod:
+        """Start a pod, in place of one or beside it; `host` is that of a stage 0."""
+        live, probes = free_ports(2)
         gateway_port = self._gateway_address.rpartition(":")[2]
         listens = {
             "control_address": f"tcp://{host}:{self.control_port}",
@@ -272,20 +316,34 @@ class Pods(Ring):
         }
         config = dataclasses.replace(
             self._config(stage),
+            http_address=f"127.0.0.1:{probes}",
             live_address=f"127.0.0.1:{live}",
             termination_log=str(self.folder / f"{name}.log"),
             **(listens if stage == 0 else {"control_address": f"tcp://head:{self.control_port}"}),
             **self.settings,
+            **fields,
         )
-        if stage == 0:
-            self.head = name
+        self.http[stage] = probes
         environment = {"TOY_DNS": str(self.folder / "dns"), "LAMELLA_POD_UID": f"uid-{name}"}
-        self.pods[name] = self._spawn([config], name, **environment)
-        return self.pods[name]
+        if (self.folder / f"{name}.load").exists():
+            environment["TOY_LOAD"] = str(self.folder / f"{name}.load")
+        path, exit_file = self.folder / f"{name}.json", self.folder / f"{name}.exit"
+        path.write_text(config.to_json())
+        order = {"config": str(path), "environment": environment, "exit": str(exit_file)}
+        assert self._forker.stdin is not None
+        assert self._forker.stdout is not None
+        self._forker.stdin.write(json.dumps(order).encode() + b"\n")
+        self._forker.stdin.flush()
+        pod = self.pods[name] = Pod(int(self._forker.stdout.readline()), exit_file)
+        return pod
 
     def wait_ready(self) -> None:
         """By stage 0's probe: what its gateways were told may lie here unread for long."""
         self.wait_until(self.is_ready)
+
+    def let_go(self, name: str, kind: str = "") -> None:
+        """The pod that was held has loaded, or fails to with an error of this kind."""
+        (self.folder / f"{name}.load").write_text(kind)
 
     def move(self, host: str) -> None:
         """Talk to the stage 0 at `host`."""
@@ -306,15 +364,18 @@ class Pods(Ring):
     def close(self) -> None:
         for pod in self.pods.values():
             pod.kill()
-            pod.wait()
+        for pod in self.pods.values():
+            pod.wait(timeout=10)
         self._socket.close()
         self._context.term()
 
 
 @pytest.fixture(scope="module")
-def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+def moving(
+    forker: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pods]:
     """A pipeline of three pods for all tests that move its stage 0, or its child, about."""
-    pods = Pods(tmp_path_factory.mktemp("pods"), 3)
+    pods = Pods(forker, tmp_path_factory.mktemp("pods"), 3)
     try:
         pods.wait_ready()
         yield pods
@@ -323,14 +384,20 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
 
 
 @pytest.fixture
-def start_pods(tmp_path: Path) -> Iterator[Callable[..., Pods]]:
-    """Starts a pipeline of pods, waits until it serves, ends it after the test."""
+def start_pods(forker: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Callable[..., Pods]]:
+    """Starts a pipeline of pods, waits until it serves, ends it after the test.
+
+    The pod `held` goes on loading until `let_go`, and nothing is waited for.
+    """
     running: list[Pods] = []
 
-    def begin(stages: int, **settings: Any) -> Pods:
-        pods = Pods(tmp_path, stages, **settings)
+    def begin(stages: int, held: str = "", **settings: Any) -> Pods:
+        if held:
+            os.mkfifo(tmp_path / f"{held}.load")
+        pods = Pods(forker, tmp_path, stages, **settings)
         running.append(pods)
-        pods.wait_ready()
+        if not held:
+            pods.wait_ready()
         return pods
 
     yield begin

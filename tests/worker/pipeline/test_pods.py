@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import urllib.request
@@ -15,7 +16,7 @@ Start = Callable[..., Any]
 Answer = Callable[[list[int], int], list[int]]
 
 PROMPTS = [([20], 12), (list(range(14, 60)), 8), ([50, 60, 70], 15)]
-OLD, NEW, NOBODY = "127.0.0.1", "127.0.0.2", "127.0.0.9"
+OLD, NEW, STRANGER, NOBODY = "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.9"
 
 
 def check(pods: Any, answer: Answer) -> None:
@@ -51,7 +52,7 @@ def test_a_child_of_stage_0_that_comes_back_at_its_address_needs_no_dns(
     [
         pytest.param([OLD], OLD, NEW, id="dns-is-stale"),
         pytest.param([], NEW, OLD, id="dns-is-down"),
-        pytest.param([NOBODY, OLD], OLD, NEW, id="dns-names-strangers"),
+        pytest.param([STRANGER, NOBODY, OLD], OLD, NEW, id="dns-names-strangers"),
     ],
 )
 def test_stage_0_moves_to_another_address(
@@ -60,13 +61,21 @@ def test_stage_0_moves_to_another_address(
     moving.dns(old)
     others = [moving.pid(1), moving.pid(2)]
     moving.dns(*meanwhile)
-    moving.pods[moving.head].kill()
+    if STRANGER in meanwhile:  # the stage 0 of another replica: the same keys, another pipeline
+        ours, other = moving.http[0], dataclasses.replace(moving.pipeline, replica=1)
+        moving.pod("stranger", 0, host=STRANGER, pipeline=other)
+        moving.wait_until(lambda: moving.answers(0))
+        moving.http[0] = ours
+    os.kill(psutil.Process(moving.pid(0)).ppid(), signal.SIGKILL)
     failures = moving.status(1)["resolver_failures"]
-    moving.wait_until(lambda: moving.status(1)["reason"] == "stage 0 is not heard")
+    moving.wait_until(lambda: moving.status(1)["state"] == "joining")
+    if STRANGER in meanwhile:
+        moving.wait_until(lambda: "another configuration" in moving.status(1)["reason"])
     moving.pod(f"at-{len(moving.pods)}", 0, host=new)
     moving.move(new)
     status = moving.wait_status(lambda status: not status.ready)  # it answers its gateways
     assert [stage.state for stage in status.stages[1:]] == ["absent", "absent"]
+    assert moving.status(0)["lost"] is None, "who has not joined is not lost"
     assert (moving.status(1)["resolver_failures"] > failures) == (not meanwhile)
     assert moving.is_ready(1), "a stage is ready once its slice is loaded, whatever the ring does"
     moving.dns(NOBODY, new)
@@ -181,3 +190,26 @@ def test_every_process_of_a_pod_ends_with_it(start_pods: Start) -> None:
     pods.pods["first-1"].send_signal(signal.SIGTERM)
     pods.pods["first-1"].wait(timeout=3)
     assert not any(psutil.pid_exists(pid) for pid in family)
+
+
+@pytest.mark.parametrize("kind", ["", "auth_required", "corrupt_model", "out_of_memory"])
+def test_a_stage_that_loads_is_known_and_one_that_cannot_says_why(
+    start_pods: Start, toy_answer: Answer, kind: str
+) -> None:
+    pods = start_pods(2, held="first-1")
+    pods.wait_until(lambda: pods.answers(0) and pods.answers(1))
+    pods.wait_until(lambda: pods.status(0)["members"][1]["state"] == "loading")
+    member = pods.status(0)["members"][1]
+    assert (member["bytes_done"], member["bytes_total"]) == (40, 100)
+    assert pods.status(0)["reason"] == "stage 1 is loading"
+    assert not pods.is_ready(1)
+    pods.let_go("first-1", kind)
+    if not kind:
+        pods.wait_ready()
+        check(pods, toy_answer)
+        return
+    assert pods.pods["first-1"].wait(timeout=10) == 78
+    assert pods.last_words("first-1") == {"kind": kind, "message": "the toy was told to fail"}
+    pods.wait_until(lambda: pods.status(0)["lost"] == 1)
+    member = pods.status(0)["members"][1]
+    assert (member["state"], member["error"]) == ("failed", "the toy was told to fail")

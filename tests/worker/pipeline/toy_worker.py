@@ -4,14 +4,17 @@ The next token is a hash of *all* tokens of the sequence, read back through the 
 pages that each stage keeps for itself. So a lost page, a wrong table or a replay that leaves
 something out changes the answer. `next_token` is the oracle.
 
-Run as `python toy_worker.py stage-0.json stage-1.json ...`. The file that TOY_DNS names holds what
-stage 0's name means, a JSON list of addresses; an empty one is a DNS that is down.
+Run as `python toy_worker.py stage-0.json stage-1.json ...`, or with no file to fork workers when
+told. The file that TOY_DNS names holds what stage 0's name means, a JSON list of addresses; an
+empty one is a DNS that is down. TOY_LOAD names a pipe: loading takes until its other end is closed,
+and fails if the kind of an error is written.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 
 from lamella_contract.config import StageConfig
-from lamella_contract.errors import OutOfMemory
+from lamella_contract.errors import OutOfMemory, from_kind
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.process.nursery import Nursery
 from lamella_worker.process.pulse import Pulse
@@ -76,6 +79,10 @@ class ToyEngine:
 
 
 def load(config: StageConfig, telemetry: Telemetry) -> ToyEngine:
+    if pipe := os.environ.get("TOY_LOAD"):
+        telemetry.load.bytes_total, telemetry.load.bytes_done = 100, 40
+        if kind := Path(pipe).read_text():
+            raise from_kind(kind, "the toy was told to fail")
     return ToyEngine(config)
 
 
@@ -90,6 +97,35 @@ def stage_main(config: StageConfig, pulse: Pulse) -> int:
     return run_stage(config, pulse, load, resolve)
 
 
+def work(paths: list[str]) -> int:
+    """What a parent of stages does, once all is imported."""
+    configs = [StageConfig.from_json(Path(path).read_text()) for path in paths]
+    return Nursery(configs, stage_main).run()
+
+
+def fork_workers() -> None:
+    """Starts a worker for each line of stdin, JSON as `Pods.pod` writes it, and says its pid.
+
+    What takes seconds, importing torch, is done once for all of them. A keeper waits for each, as a
+    kubelet would, and leaves its exit code in the file `exit`.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
+    for line in sys.stdin.buffer:
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        order = json.loads(line)
+        worker = os.fork()
+        if not worker:
+            os.environ.update(order["environment"])
+            os._exit(work([order["config"]]))
+        os.write(1, f"{worker}\n".encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+        fresh = Path(order["exit"] + ".fresh")
+        fresh.write_text(str(code))
+        fresh.replace(order["exit"])
+        os._exit(0)
+
+
 if __name__ == "__main__":
-    stage_configs = [StageConfig.from_json(Path(path).read_text()) for path in sys.argv[1:]]
-    sys.exit(Nursery(stage_configs, stage_main).run())
+    sys.exit(work(sys.argv[1:]) if sys.argv[1:] else fork_workers())

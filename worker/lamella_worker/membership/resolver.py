@@ -22,10 +22,15 @@ Resolve = Callable[[str], list[str]]
 """All addresses of a name, literals, best first; OSError when there is no answer."""
 
 
+MOST_ADDRESSES = 16
+"""Of one name: more are not dialled."""
+
+
 def system_resolve(host: str) -> list[str]:
     """By the system: /etc/hosts, then DNS with the search domains of /etc/resolv.conf."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    return [address for address in addresses if "%" not in address]  # of this link only
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int, bool]:
@@ -90,7 +95,9 @@ class Resolver:
         told = ""
         while self._questions.get():
             try:
-                found = [endpoint_of(a, self._port) for a in self._resolve(self._host)]
+                found = [
+                    endpoint_of(a, self._port) for a in self._resolve(self._host)[:MOST_ADDRESSES]
+                ]
                 told = ""
             except (OSError, UnicodeError) as error:  # UnicodeError: what is no name at all
                 self._counters.resolver_failures += 1
