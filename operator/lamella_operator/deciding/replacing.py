@@ -52,10 +52,8 @@ def repair(observed: Observed, pipeline: Pipeline) -> Repair:
             found.creates.append(_new(observed, pipeline.made_of, pipeline, slot.stage, group))
         for old in slot.past:
             _clear(observed, old, found)
-    found.deletes += [
-        _delete(pod, "it is of another revision") for pod in pipeline.strays if _deletable(pod)
-    ]
-    found.deletes += [_force(pod) for pod in pipeline.strays if verdict.stuck(pod, observed.now_s)]
+    for pod in pipeline.strays:
+        found.deletes += removal(pod, observed.now_s, "it is of another revision")
     if found.creates:
         found.waits.append(RETRY_S)
     return found
@@ -71,7 +69,7 @@ def removal(pod: PodView, now_s: float, why: str) -> list[Action]:
     """Deletes a pod that is not wanted any more, by force where asking was not enough."""
     if verdict.stuck(pod, now_s):
         return [_force(pod)]
-    return [_delete(pod, why)] if _deletable(pod) else []
+    return [_delete(pod, why)] if _deletable(pod) else [Wait(_until_stuck(pod, now_s))]
 
 
 def _settled(observed: Observed, slot: Slot, holder: Verdict, found: Repair) -> None:

@@ -95,15 +95,12 @@ def remove(observed: Observed, pipeline: Pipeline) -> list[Action]:
     now_s, why = observed.now_s, "its pipeline is removed"
     rest = [pod for pod in pipeline.pods if not _is_head(pod, pipeline)]
     heads = [pod for pod in pipeline.pods if _is_head(pod, pipeline)]
-    stray = [pod for pod in rest if pod in pipeline.strays]
     actions: list[Action] = []
     for pod in heads:
-        actions += replacing.removal(
-            pod, now_s, "its pipeline is removed: it finishes its requests"
-        )
+        actions += replacing.removal(pod, now_s, f"{why}: it finishes its requests")
     if _finishing(pipeline, now_s):
-        rest = stray
-        actions.append(Wait(_until(heads, now_s)))
+        rest = [pod for pod in rest if pod in pipeline.strays]
+        actions.append(Wait(replacing.RETRY_S))
     for pod in rest:
         actions += replacing.removal(pod, now_s, why)
     return actions
@@ -154,8 +151,3 @@ def _finishing(pipeline: Pipeline, now_s: float) -> bool:
         for pod in pipeline.pods
         if _is_head(pod, pipeline)
     )
-
-
-def _until(heads: Iterable[PodView], now_s: float) -> float:
-    ends = [pod.deleted_s for pod in heads if pod.deleted_s is not None]
-    return max(max(ends, default=now_s) - now_s, 0.0) + verdict.STUCK_S + 1.0

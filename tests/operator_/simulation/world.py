@@ -627,9 +627,19 @@ class World:
                 if items[key]["metadata"]["labels"][names.LABEL_MODEL_UID] not in owners:
                     del items[key]
 
-    def _fingerprint(self) -> str:
-        pods = [(uid, pod if pod.restart_count < 2 else pod.name) for uid, pod in self.pods.items()]
-        return repr([sorted(pods, key=str), sorted(self.objects.items()), sorted(self.revisions)])
+    def _fingerprint(self) -> object:
+        """Equal when nothing has changed but a container that crashes again and again."""
+        pods = {
+            uid: (pod.node, pod.phase, pod.running, pod.ready, pod.loaded, pod.deleted_s)
+            if pod.restart_count < 2
+            else (pod.node, pod.deleted_s)
+            for uid, pod in self.pods.items()
+        }
+        objects = {
+            key: (item["metadata"]["generation"], repr(item.get("status")))
+            for key, item in self.objects.items()
+        }
+        return pods, objects, set(self.revisions)
 
     # -- until nothing moves -------------------------------------------------------------------
 
