@@ -6,7 +6,8 @@ The steps, which the code below carries as numbers:
 2. A manifest that does not parse, or that these settings refuse: frozen. Lost stages are rebuilt
    from their own revision, nothing else changes.
 3. The model's profile, from the status or from an inspector pod.
-4. The revision that the manifest asks for: a stored one, else a new one, planned now.
+4. The revision that the manifest asks for: a stored one, else a new one, planned now. While the
+   profile is missing, the one that this manifest led to before, if it is stored.
 5. Which pipelines stay, go and come: scaling and rolling. Without a revision (the profile or the
    plan is missing) what runs is kept and repaired, and only scaled down.
 6. A half-placed pipeline gives way to an older one.
@@ -35,6 +36,7 @@ from lamella_operator.deciding import (
     telling,
 )
 from lamella_operator.deciding.course import Course
+from lamella_operator.deciding.revisions import Target
 from lamella_operator.deciding.rolling import Bounds, Rollout
 from lamella_operator.revision import Revision
 from lamella_operator.settings import Settings
@@ -75,6 +77,9 @@ def wants_rivals(observed: Observed) -> bool:
 def _find_target(observed: Observed, settings: Settings, course: Course) -> None:
     course.resolution = resolving.resolve(observed, settings)  # 3
     if course.resolution.profile is None:
+        again = revisions.matching(observed, course.known)
+        if again is not None:
+            course.target, course.current = Target(again, again.plan), again
         return
     found = revisions.target(observed, course.resolution.profile, course.known, settings)  # 4
     course.target, course.refused, course.current = found, found.refused, found.revision

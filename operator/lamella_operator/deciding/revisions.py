@@ -76,6 +76,18 @@ def target(
     return Target(made, plan, actions=tuple(actions))
 
 
+def matching(observed: Observed, known: Mapping[str, Revision]) -> Revision | None:
+    """The newest stored revision that this very manifest once led to, at whichever commit.
+
+    It stands in while the profile is read again: going back to an older manifest, or a lost
+    status, needs no hub.
+    """
+    spec = observed.model.spec
+    assert spec is not None, "a manifest that does not parse leads to nothing"
+    newest = reversed(list(known.values()))
+    return next((one for one in newest if hash_of(spec, one.commit) == one.hash), None)
+
+
 def in_use(observed: Observed) -> set[str]:
     """Hashes of revisions that a pod or the gateways' Deployment is made from."""
     used = {pod.revision for pod in (*observed.pods, *observed.gateway_pods)}

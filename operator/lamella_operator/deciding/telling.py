@@ -27,7 +27,7 @@ def situation(observed: Observed, course: Course) -> Situation:
     model, spec = observed.model, observed.model.spec
     found, target = course.resolution, course.target
     replicas = _replicas(observed, course)
-    unresolved = found.why if found is not None else None
+    unresolved = found.why if found is not None and target is None else None
     wanted_gateways = spec.cluster.gateway.replicas if spec is not None else 0
     plan = course.current.plan if course.current is not None else None
     if target is not None and target.plan is not None:
@@ -86,7 +86,7 @@ def _degraded(observed: Observed, course: Course) -> Note | None:
     for replica, given_up in sorted(course.given_up.items()):
         note = given_up[min(given_up)]
         return Note(note.reason, f"pipeline {replica}: {note.message}")
-    if course.resolution is not None and course.resolution.stalled:
+    if course.resolution is not None and course.resolution.stalled and course.target is None:
         return course.resolution.why
     for one in course.rollout.keep:
         if one.made_of is None and not one.complete:

@@ -115,3 +115,24 @@ def test_tries_are_counted_though_the_status_was_never_written() -> None:
         world.tick()
     situation = world.reconcile(model).situation
     assert situation.inspect_attempts == 5
+
+
+def test_going_back_needs_no_hub() -> None:
+    world = World()
+    model = world.apply("m", make_body())
+    world.settle()
+    first = world.reconcile(model).situation.revision
+    world.apply("m", make_body(model={"uri": "hf://Qwen/Other"}))
+    world.settle()
+    assert world.reconcile(model).situation.revision != first
+    world.profile = HubUnreachable("no route")
+    world.apply("m", make_body())
+    for _ in range(100):
+        situation = world.reconcile(model).situation
+        world.tick()
+    assert (situation.revision, situation.unresolved, situation.degraded) == (first, None, None)
+    assert [one.state for one in situation.replicas] == ["Ready"]
+    world.profile = make_profile()
+    world.settle()
+    assert world.reconcile(model).situation.profile == make_profile()
+    assert world.of(model, ROLE_INSPECTOR) == []
