@@ -99,7 +99,10 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True)
 class RingView:
-    """What stage 0 of one replica says at /status; ``lost`` is the stage to be replaced."""
+    """What stage 0 of one replica says at /status; ``lost`` is the stage to be replaced.
+
+    ``lost_uid`` is the UID of the pod that is meant, "" where stage 0 does not know.
+    """
 
     ready: bool
     reason: str = ""
@@ -107,6 +110,7 @@ class RingView:
     members: tuple[MemberView, ...] = ()
     kv_tokens: int = 0
     live_requests: int = 0
+    lost_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

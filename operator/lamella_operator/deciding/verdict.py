@@ -22,8 +22,9 @@ GHOST_S = 120.0
 """A pod that even force has not removed after this time is left out of every count."""
 CRASH_S = 600.0
 """Two container exits within this time replace the pod; so long the first is remembered."""
-JOIN_S = 60.0
-"""From its container's start a stage has this time to register with stage 0."""
+JOIN_S = 120.0
+"""From its container's start a stage has this time to register with stage 0, before what stage 0
+says of a lost stage, without saying of which pod, is taken to be about it."""
 BLOCKED_S = 60.0
 """After this time a container that cannot start needs the user."""
 
@@ -101,8 +102,7 @@ def find_loss(
     crashed = _crashed(pod, now_s)
     if crashed is not None:
         return crashed
-    joined = pod.running and now_s - pod.started_s > JOIN_S
-    if ring is not None and ring.lost == pod.stage and pod.stage > 0 and joined:
+    if ring is not None and ring.lost == pod.stage and _is_meant(pod, ring, now_s):
         said = f": {member.error}" if member is not None and member.error else ""
         text = f"stage 0 has not heard of it for too long, or it reports a failure{said}"
         return Loss(Note(reasons.PEER_UNREACHABLE, text), own_fault=True, force=True)
@@ -151,6 +151,13 @@ def _crashed(pod: PodView, now_s: float) -> Loss | None:
     reason = reasons.CRASH_LOOP if why.reason == reasons.STAGE_FAILED else why.reason
     text = f"its container ended twice within {CRASH_S / 60:.0f} minutes; last: {why.message}"
     return Loss(Note(reason, text), own_fault=True, force=True)
+
+
+def _is_meant(pod: PodView, ring: RingView, now_s: float) -> bool:
+    """Whether stage 0 speaks of this pod, and not of one that was in its place before."""
+    if ring.lost_uid:
+        return ring.lost_uid == pod.uid
+    return pod.stage > 0 and pod.running and now_s - pod.started_s > JOIN_S
 
 
 def _member(ring: RingView | None, stage: int) -> MemberView | None:

@@ -88,6 +88,7 @@ def ring(answer: object) -> RingView | None:
         members=tuple(_member(one) for one in items(answer, "members")),
         kv_tokens=number(answer, "kv_tokens"),
         live_requests=number(answer, "live_requests"),
+        lost_uid=text(answer, "lost_pod"),
     )
 
 

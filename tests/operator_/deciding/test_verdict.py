@@ -43,6 +43,7 @@ LIVES = {
     "two exits, ready again": (replace(READY, restart_count=2, last_exit=CRASH), None, "Loaded"),
     "silent, just started": (replace(RUNS, started_s=NOW - 5), SILENT, "Loading"),
     "silent, not started": (PLACED, SILENT, "Creating"),
+    "its predecessor is silent": (RUNS, replace(SILENT, lost_uid="other"), "Loading"),
     "another is silent": (RUNS, RingView(False, lost=2), "Loading"),
     "stage 0 says stage 0": (replace(RUNS, stage=0), RingView(False, lost=0), "Loading"),
     "node not ready, heard": (replace(READY, node_ready=False), HEARD, "Loaded"),
@@ -104,6 +105,11 @@ LOST = {  # pod, ring; reason, own fault, by force, hopeless
     ),
     "silent": (RUNS, SILENT, (reasons.PEER_UNREACHABLE, 1, 1, 0)),
     "silent, though ready": (READY, SILENT, (reasons.PEER_UNREACHABLE, 1, 1, 0)),
+    "silent by name": (
+        replace(RUNS, started_s=NOW - 5),
+        replace(SILENT, lost_uid="uid"),
+        (reasons.PEER_UNREACHABLE, 1, 1, 0),
+    ),
     "node gone": (replace(READY, node_ready=False), None, (reasons.NODE_LOST, 0, 1, 0)),
     "node gone, not heard": (
         replace(READY, node_ready=False),

@@ -256,6 +256,7 @@ class World:
         self.profile: ModelProfile | LamellaError = make_profile()
         self.broken_images: set[str] = set()
         self.crashing: dict[tuple[int, int], str] = {}  # (replica, stage): termination message
+        self.names_pods = self.random.random() < 0.5  # stage 0 says which pod is lost
         self.failing: set[tuple[int, int]] = set()
         self.counter = itertools.count(1)
         self.deletes: list[str] = []  # UIDs of pods that the operator deleted
@@ -440,7 +441,7 @@ class World:
             if head.stage or not self._talks(head):
                 continue
             others = [p for p in self.of(model, names.ROLE_STAGE) if p.replica == head.replica]
-            members, lost = [], None
+            members, lost, meant = [], None, ""
             count = max(p.stage for p in others) + 1
             for stage in range(count):
                 heard = [p for p in others if p.stage == stage and self._talks(p)]
@@ -449,7 +450,12 @@ class World:
                 members.append(MemberView(stage, state))
                 if state == "silent" and lost is None:
                     lost = stage
-            found[head.replica] = RingView(head.ready, "", lost, tuple(members))
+                    meant = max((p.uid for p in others if p.stage == stage), default="")
+            heard_of = any(p.uid == meant and p.running for p in others)
+            uid = meant if heard_of and self.names_pods else ""
+            if self.names_pods and not heard_of:
+                lost = None  # a stage that never joined is not lost
+            found[head.replica] = RingView(head.ready, "", lost, tuple(members), lost_uid=uid)
         return found
 
     def _rivals(self) -> Iterator[Rival]:
