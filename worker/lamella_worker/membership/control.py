@@ -131,9 +131,10 @@ class StageControl(threading.Thread):
                 self._report(report)
             self._listen()
             self._publish(time.monotonic())
-        if self._telemetry.state == "failed":
+        failed = self._telemetry.state == "failed"
+        if failed:
             self._beat()  # stage 0 is told why, before this process ends
-        self._head.close()
+        self._head.close(last_word=failed)
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""

@@ -88,10 +88,10 @@ class HeadLink:
                 except zmq.Again:
                     break
 
-    def close(self) -> None:
-        """Hang up on all."""
+    def close(self, *, last_word: bool = False) -> None:
+        """Hang up on all; a last word has a moment to leave."""
         for address in list(self._sockets):
-            self._hang_up(address, LAST_WORD_MS)
+            self._hang_up(address, LAST_WORD_MS if last_word else 0)
         if self._resolver is not None:
             self._resolver.close()
 
