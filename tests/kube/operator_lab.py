@@ -179,6 +179,18 @@ class Lab:
             for one in self.pods(role, namespace).values()
         }
 
+    def lose_a_pod(self, namespace: str = "", *, at_once: bool = False) -> str:
+        """Delete a stage's pod; its UID, for `has_lost`. A replacement may have its name."""
+        name, pod = next(iter(self.pods(namespace=namespace).items()))
+        options = {"gracePeriodSeconds": 0} if at_once else None
+        self.api.request("DELETE", self.path("pods", name, namespace), options)
+        return str(pod["metadata"]["uid"])
+
+    def has_replaced(self, uid: str, count: int = 2, namespace: str = "") -> bool:
+        """Whether there are ``count`` stages, and the pod with ``uid`` is none of them."""
+        uids = self.uids(namespace=namespace).values()
+        return len(uids) == count and uid not in uids
+
     def everything(self) -> dict[str, list[str]]:
         """Names of all objects of models, by kind."""
         found: dict[str, list[str]] = defaultdict(list)

@@ -67,16 +67,15 @@ def test_a_pod_that_is_deleted_while_the_history_is_lost_is_replaced(lab: Lab) -
     lab.make()
     lab.wait_ready()
     before = lab.uids()
-    lost = next(iter(lab.pods()))
     operator.program.send(signal.SIGSTOP)  # so that it hears of nothing in time
-    lab.api.request("DELETE", lab.path("pods", lost), {"gracePeriodSeconds": 0})
+    lost = lab.lose_a_pod(at_once=True)
     lab.plane.forget_history()
     operator.program.send(signal.SIGCONT)
 
     def replaced() -> bool | None:
         if operator.program.pid is None:
             operator.start()  # its lease ran out meanwhile: a Deployment starts it again
-        return (len(lab.uids()) == 2 and lost not in lab.pods()) or None
+        return lab.has_replaced(lost) or None
 
     wait_for(replaced, "it is replaced", 60)
     assert len(lab.uids().items() & before.items()) == 1
@@ -148,9 +147,8 @@ def test_an_api_server_in_trouble_delays_things_and_breaks_none(
     lab.wait_ready(ready="2/2")
     assert len(lab.pods()) == 4
     proxy.cut_streams()
-    lost = next(iter(lab.pods()))
-    lab.api.request("DELETE", lab.path("pods", lost))
-    wait_for(lambda: (len(lab.pods()) == 4 and lost not in lab.pods()) or None, "replaced", 60)
+    lost = lab.lose_a_pod()
+    wait_for(lambda: lab.has_replaced(lost, 4) or None, "replaced", 60)
     assert operator.probe("healthz") == 200
     lab.delete()
     wait_for(lambda: not any(lab.everything().values()) or None, "nothing is left", 60)
@@ -178,9 +176,8 @@ def test_the_rights_that_it_says_it_needs_are_enough(lab: Lab) -> None:
     operator = lab.started(kubeconfig=kubeconfig)
     lab.make()
     lab.wait_ready()
-    lost = next(iter(lab.pods()))
-    lab.api.request("DELETE", lab.path("pods", lost))
-    wait_for(lambda: (len(lab.pods()) == 2 and lost not in lab.pods()) or None, "replaced")
+    lost = lab.lose_a_pod()
+    wait_for(lambda: lab.has_replaced(lost) or None, "replaced")
     lab.edit(replicas=2)
     lab.wait_ready(ready="2/2")
     lab.delete()
@@ -225,15 +222,8 @@ def test_a_namespace_that_may_no_longer_be_seen_does_not_stop_the_other(
         assert lab.uids(namespace=other) == before
 
         lab.api.request("POST", bindings.format(other), binding)
-        lost = next(iter(lab.pods(namespace=other)))
-        lab.api.request("DELETE", lab.path("pods", lost, other))
-
-        def replaced() -> bool | None:
-            return (
-                len(lab.pods(namespace=other)) == 2 and lost not in lab.pods(namespace=other)
-            ) or None
-
-        wait_for(replaced, "looked after again", 90)
+        lost = lab.lose_a_pod(other)
+        wait_for(lambda: lab.has_replaced(lost, namespace=other) or None, "looked after again", 90)
 
 
 # -- several operators ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+import urllib.request
 from typing import Any
 
 import aiohttp
@@ -29,18 +29,6 @@ CONNECT_S = 5.0  # to open a connection
 BEARER = "BearerToken"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a second client (the watches) needs to reach the same server in the same way."""
-
-    server: str
-    ca_path: str | None
-    token: str | None
-    certificate_path: str | None
-    private_key_path: str | None
-    verify: bool
-
-
 class Access:
     """A `Transport` over the library's REST layer."""
 
@@ -50,6 +38,10 @@ class Access:
         # The chain and the name are verified all the same. Strict is Python 3.13's own idea: many
         # clusters' CA certificates lack the extensions that it wants.
         configuration.disable_strict_ssl_verification = True
+        # The environment says how to reach the server only if it names a proxy; to look for one
+        # (and for ~/.netrc) at each request would be an eighth of all work.
+        self._proxied = bool(urllib.request.getproxies())
+        configuration.client_session_kwargs = {"trust_env": self._proxied}
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
 
@@ -80,17 +72,22 @@ class Access:
         if renew is not None:
             renew()
 
-    async def credentials(self) -> Credentials:
-        """As they are now; a rotated token makes others of them."""
-        header = await self._configuration.get_api_key_with_prefix(BEARER)
-        return Credentials(
-            server=self._configuration.host,
-            ca_path=self._configuration.ssl_ca_cert,
-            token=header.split(" ", 1)[-1].strip() if header else None,
-            certificate_path=self._configuration.cert_file,
-            private_key_path=self._configuration.key_file,
-            verify=self._configuration.verify_ssl,
+    async def open_session(self, **more: Any) -> tuple[str, aiohttp.ClientSession]:
+        """The server's address and a session for whoever watches, who must close it.
+
+        It has the token as it is now; a rotated one takes another session. ``more`` is for
+        `aiohttp.ClientSession`.
+        """
+        await self.renew_credentials()
+        token = await self._configuration.get_api_key_with_prefix(BEARER)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._rest.ssl_context)
+        session = aiohttp.ClientSession(
+            connector=connector,
+            headers={"Authorization": token} if token else {},
+            trust_env=self._proxied,
+            **more,
         )
+        return self._configuration.host, session
 
     async def close(self) -> None:
         await self._rest.close()

@@ -73,7 +73,10 @@ class _Deed:
                 self.acted.wait(action.after_s)
             case EnsureKeys():
                 refused = await self.keys.ensure(
-                    self.observed.model, action.roles, action.generation
+                    self.observed.model,
+                    action.roles,
+                    action.generation,
+                    new=not self.observed.pods and not self.observed.revisions,
                 )
                 self.acted.refusals += [refused] if refused else []
                 return refused is None

@@ -89,30 +89,35 @@ class Keys:
         return derive(self._root, model_uid, role, generation).public
 
     async def ensure(
-        self, model: ModelView, roles: tuple[str, ...], generation: int
+        self, model: ModelView, roles: tuple[str, ...], generation: int, *, new: bool = False
     ) -> Refusal | None:
-        """A Secret for each role exists; why not, when one holds another key. Raises `ApiError`."""
-        found = await asyncio.gather(*(self._ensure(model, role, generation) for role in roles))
+        """A Secret for each role exists; why not, when one holds another key. Raises `ApiError`.
+
+        ``new``: they are probably not there yet, so they are not looked for first.
+        """
+        found = await asyncio.gather(
+            *(self._ensure(model, role, generation, new) for role in roles)
+        )
         return next((refusal for refusal in found if refusal is not None), None)
 
     def forget(self, model_uid: str) -> None:
         """The model is gone."""
         self._seen = {key: at for key, at in self._seen.items() if key[0] != model_uid}
 
-    async def _ensure(self, model: ModelView, role: str, generation: int) -> Refusal | None:
+    async def _ensure(
+        self, model: ModelView, role: str, generation: int, new: bool
+    ) -> Refusal | None:
         key = (model.uid, role, generation)
         seen = self._seen.get(key)
         if seen is not None and self._now_s() - seen < LOOK_AGAIN_S:
             return None
         pair = derive(self._root, model.uid, role, generation)
         name = object_names.secret_name(model.name, role, model.uid, generation)
-        try:
-            document = await self._client.get(SECRET, model.namespace, name)
-        except NotFound:
+        document = None if new else await self._found(model, name)
+        if document is None:
             try:
-                document = await self._client.create(
-                    SECRET, model.namespace, _secret(model, name, pair)
-                )
+                wanted = _secret(model, name, pair)
+                document = await self._client.create(SECRET, model.namespace, wanted)
             except Conflict:
                 document = await self._client.get(SECRET, model.namespace, name)
         if _public(document) != pair.public:
@@ -124,6 +129,12 @@ class Keys:
             )
         self._seen[key] = self._now_s()
         return None
+
+    async def _found(self, model: ModelView, name: str) -> Document | None:
+        try:
+            return await self._client.get(SECRET, model.namespace, name)
+        except NotFound:
+            return None
 
     async def _make_root(self) -> Document:
         text = base64.b64encode(secrets.token_bytes(ROOT_BYTES)).decode()

@@ -95,7 +95,7 @@ class App:
             writer, nodes, self.ask, self.keys.public_key, settings.namespaces, time.time
         )
         self.reconciler = Reconciler(writer, observer, Actor(writer, self.keys), self.brain)
-        watches = Watches(self.ledger, self.queue.add, self.access.credentials, self._take_signals)
+        watches = Watches(self.ledger, self.queue.add, self.access.open_session, self._take_signals)
         self.supervisor = Supervisor(watches.watch, self._watch_began)
         self.resync = Resync(
             self.reader,

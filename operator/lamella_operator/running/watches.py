@@ -2,8 +2,8 @@
 
 kopf is a wake-up source and nothing else. Handlers are ``on.event`` on our kinds, selected by our
 label on the server; there is no index, timer, daemon, finalizer or change detection, nothing is
-written, and no object is kept. `kopf.operator` is not used, because it cancels every task of the
-loop when it ends; its parts are run here, one set per namespace.
+written, and no object is kept: only metadata is asked for. `kopf.operator` is not used, because it
+cancels every task of the loop when it ends; its parts are run here, one set per namespace.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import ssl
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import aiohttp
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
-from lamella_operator.reconciling.access import Credentials
+from lamella_operator.reconciling.client import JSON, METADATA_ONLY
 from lamella_operator.reconciling.kinds import MODEL, WATCHED, Kind
 from lamella_operator.reconciling.observe import ModelKey
 from lamella_operator.reconciling.parse import text
@@ -36,6 +37,10 @@ RETRIES_S = (0.5, 1, 2, 4, 8)  # pauses before a watch gives up and is started a
 IDLE_S = 0.05  # a worker per object lives for so long: more of it costs memory
 CHUNK = 200  # objects of one page of the first LIST
 ENDING_S = 10.0  # for the tasks of a watch that is being ended
+METADATA_OF_ONE = f"{JSON};as=PartialObjectMetadata;v=v1;g=meta.k8s.io,{JSON}"
+
+OpenSession = Callable[..., Awaitable[tuple[str, aiohttp.ClientSession]]]
+"""A server's address and a session with it; takes arguments of `aiohttp.ClientSession`."""
 
 
 class Watches:
@@ -45,12 +50,12 @@ class Watches:
         self,
         ledger: Ledger,
         wake: Callable[[ModelKey], None],
-        credentials: Callable[[], Awaitable[Credentials]],
+        open_session: OpenSession,
         started: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._wake = wake
-        self._credentials = credentials
+        self._open_session = open_session
         self._started = started
         self.last_event_s: dict[str, float] = {}
 
@@ -58,9 +63,11 @@ class Watches:
         """Watches until something fails (raised) or until cancelled."""
         family = _found_family()
         where: dict[str, Any] = {"namespaces": [scope]} if scope else {"clusterwide": True}
+        sessions: list[aiohttp.ClientSession] = []
         tasks = await kopf.spawn_tasks(
-            registry=self._registry(scope),
+            registry=self._registry(scope, sessions),
             settings=_settings(),
+            memories=_NoMemories(),
             standalone=True,
             identity="lamella-operator",  # type: ignore[arg-type]
             **where,
@@ -72,14 +79,22 @@ class Watches:
                 task.result()
         finally:
             await _end({*tasks, *family} - {asyncio.current_task()})
+            for session in sessions:
+                await session.close()
 
-    def _registry(self, scope: str) -> kopf.OperatorRegistry:
+    def _registry(self, scope: str, sessions: list[aiohttp.ClientSession]) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         for kind in WATCHED:
             kopf.on.event(*_resource(kind), registry=registry)(self._handler(scope, kind))
 
-        async def login(**_: Any) -> kopf.ConnectionInfo:
-            return _connection(await self._credentials())
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            trace = aiohttp.TraceConfig()
+            trace.on_request_start.append(_ask_for_metadata)
+            server, session = await self._open_session(
+                trace_configs=[trace], response_class=_Answer
+            )
+            sessions.append(session)
+            return kopf.AiohttpSession(server=server, aiohttp_session=session)
 
         kopf.on.login(registry=registry)(login)
         return registry
@@ -95,6 +110,33 @@ class Watches:
                 self._wake(one.key)
 
         return seen
+
+
+async def _ask_for_metadata(
+    session: object, context: object, request: aiohttp.TraceRequestStartParams
+) -> None:
+    """Whole objects are many times as large, and nobody here looks at them."""
+    watching = request.url.query.get("watch") == "true"
+    request.headers["Accept"] = METADATA_OF_ONE if watching else METADATA_ONLY
+
+
+class _Answer(aiohttp.ClientResponse):
+    """A list of no metadata has ``items: null``, of which kopf knows nothing."""
+
+    async def json(self, **how: Any) -> Any:
+        document = await super().json(**how)
+        if isinstance(document, dict) and "items" in document and document["items"] is None:
+            document["items"] = []
+        return document
+
+
+class _NoMemories(ResourceMemories):
+    """Two kilobytes per object, for daemons and change detection that we do not have."""
+
+    async def recall(
+        self, raw_body: Mapping[str, Any], *, ephemeral: bool = False, **more: Any
+    ) -> ResourceMemory:
+        return await super().recall(raw_body, ephemeral=True, **more)  # type: ignore[arg-type]
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
@@ -121,7 +163,6 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = REQUEST_S
     settings.networking.connect_timeout = CONNECT_S
     settings.networking.error_backoffs = RETRIES_S
-    settings.networking.trust_env = True
     settings.watching.server_timeout = SERVER_TIMEOUT_S
     settings.watching.client_timeout = CLIENT_TIMEOUT_S
     settings.watching.connect_timeout = CONNECT_S
@@ -135,27 +176,6 @@ def _settings() -> kopf.OperatorSettings:
 def _resource(kind: Kind) -> tuple[str, str, str]:
     group, _, version = kind.api_version.rpartition("/")
     return group, version, kind.plural
-
-
-class _Connection(kopf.ConnectionInfo):
-    """As verified as our own client's: not by Python 3.13's strict rules, see `Access`."""
-
-    def as_ssl_context(self) -> ssl.SSLContext:
-        context = super().as_ssl_context()
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        return context
-
-
-def _connection(found: Credentials) -> kopf.ConnectionInfo:
-    return _Connection(
-        server=found.server,
-        ca_path=found.ca_path,
-        insecure=not found.verify,
-        token=found.token,
-        certificate_path=found.certificate_path,
-        private_key_path=found.private_key_path,
-        trust_env=True,
-    )
 
 
 _family: contextvars.ContextVar[weakref.WeakSet[asyncio.Task[Any]] | None] = contextvars.ContextVar(
