@@ -143,7 +143,7 @@ def _give_way(observed: Observed, course: Course) -> list[Action]:
             left = -gang.overdue_s(one, observed.now_s, timeout_s)
             actions.append(Wait(left if left > 0 else replacing.RETRY_S))
     for index in course.rollout.make:
-        refused = any(one.replica == index for one in observed.refusals)
+        refused = any(one.replica == index and one.stage is not None for one in observed.refusals)
         if index in pausing or refused:
             course.pauses[index] = pausing.get(index, observed.now_s)
             left = gang.left_s(observed, index, course.pauses[index])

@@ -173,9 +173,13 @@ def _user_last(stage: StageSituation) -> bool:
 def _refusal(refusals: Sequence[Refusal], replica_: int, stage: int | None = None) -> Note | None:
     for one in refusals:
         if one.replica == replica_ and (stage is None or one.stage == stage):
-            reason = one.reason if one.reason in reasons.ALL else reasons.ADMISSION_REFUSED
-            return Note(reason, one.message)
+            return Note(reason_of(one), one.message)
     return None
+
+
+def reason_of(refusal: Refusal) -> str:
+    """Its reason, if it is one of the list."""
+    return refusal.reason if refusal.reason in reasons.ALL else reasons.ADMISSION_REFUSED
 
 
 def _bytes(revision: Revision | None, stage: int) -> int:

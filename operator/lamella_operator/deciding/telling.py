@@ -88,6 +88,9 @@ def _degraded(observed: Observed, course: Course) -> Note | None:
         return Note(note.reason, f"pipeline {replica}: {note.message}")
     if course.resolution is not None and course.resolution.stalled and course.target is None:
         return course.resolution.why
+    for refusal in observed.refusals:
+        if refusal.stage is None:  # a Service or the like; a pod's is told by its pipeline
+            return Note(parts.reason_of(refusal), refusal.message)
     for one in course.rollout.keep:
         if one.made_of is None and not one.complete:
             text = f"pipeline {one.replica}: its revision {one.revision} is not stored any more"
