@@ -114,7 +114,8 @@ def signal_child(kube: Kube, pod: dict[str, Any], number: int) -> None:
     """Signals the stage's own process, which the pod's process 1 has forked."""
     script = (
         "import os; "
-        "pids = [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, os.getpid())];"
+        "pids = [int(p) for p in os.listdir('/proc') if p.isdigit()];"
+        "pids = [p for p in pids if p not in (1, os.getpid())];"
         "stages = [p for p in pids if b'stage' in open(f'/proc/{p}/cmdline', 'rb').read()];"
         f"[os.kill(p, {number}) for p in stages]; print(*stages)"
     )

@@ -107,7 +107,9 @@ class Model:
         model = self.object
         status = model.get("status", {})
         ready = {c["type"]: c["status"] for c in status.get("conditions", [])}.get("Ready")
-        return ready == "True" and status.get("observedGeneration") == model["metadata"]["generation"]
+        return (
+            ready == "True" and status.get("observedGeneration") == model["metadata"]["generation"]
+        )
 
     def until_ready(self, patience_s: float = READY_S) -> float:
         """Seconds until Ready is True for the manifest as it is now."""

@@ -163,9 +163,7 @@ class Traffic:
     def since(self, moment: float) -> Report:
         """Of every request that was under way at ``moment`` or came later."""
         found = [a for a in list(self.done) if a.ended >= moment]
-        pauses = [
-            length for a in found for began, length in a.gaps[1:] if began + length >= moment
-        ]
+        pauses = [length for a in found for began, length in a.gaps[1:] if began + length >= moment]
         return Report(
             answers=len(found),
             errors=tuple(a.error for a in found if a.error),
