@@ -54,6 +54,9 @@ class Settings:
     allow_host_path: bool = False
     """Whether spec.cache.hostPath is heeded; it lets a model's author write on nodes."""
 
+    fs_group: int = 65532
+    """Group that the file system of a cache claim is given to; 0 names none (OpenShift chooses)."""
+
     restrict_egress: bool = False
     """Whether data-plane pods may open connections only to each other, DNS and port 443."""
 

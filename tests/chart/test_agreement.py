@@ -42,6 +42,7 @@ OTHER_THAN_DEFAULT: Mapping[str, Any] = {
         "caConfigMap": "ca",
         "priorityClassName": "high",
         "allowHostPath": True,
+        "fsGroup": 0,
         "restrictEgress": True,
         "metricsNamespace": "monitoring",
         "clusterDomain": "example.internal",

@@ -40,6 +40,7 @@ EVERYTHING: Mapping[str, Any] = {
         "caConfigMap": "company-ca",
         "priorityClassName": "models",
         "allowHostPath": True,
+        "fsGroup": 0,
         "restrictEgress": True,
         "metricsNamespace": "monitoring",
         "clusterDomain": "example.internal",

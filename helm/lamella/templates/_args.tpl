@@ -13,6 +13,7 @@
 - --gateway-memory-bytes={{ $models.memory.gateway }}
 - --inspector-memory-bytes={{ $models.memory.inspector }}
 - --allow-host-path={{ $models.allowHostPath }}
+- --fs-group={{ $models.fsGroup }}
 - --restrict-egress={{ $models.restrictEgress }}
 {{- with .Values.namespaces }}
 - --namespaces={{ join "," . }}

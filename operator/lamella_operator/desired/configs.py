@@ -181,7 +181,7 @@ def gateway_config(making: Making, pipeline: PipelineConfig) -> GatewayConfig:
         api_keys_file=f"{API_DIR}/keys" if gateway.api_keys_secret is not None else "",
         request_deadline_s=float(gateway.request_deadline_s),
         instance=expand.POD_NAME,
-        discover=f"{heads}:{names.PORT_GATEWAY_LINK}",
+        discover=f"{heads}.:{names.PORT_GATEWAY_LINK}",
         model_uri=pipeline.model_uri if making.is_hub else "",
         cache_dir=CACHE_DIR,
         hub_token_file=hub_token_file(spec),
@@ -196,7 +196,7 @@ def _control(making: Making, stage: int) -> str:
     model = making.model
     service = object_names.ring_name(model.name, expand.REPLICA)
     host = object_names.host(service, model.namespace, making.settings.cluster_domain)
-    return f"tcp://{host}:{names.PORT_CONTROL}"
+    return f"tcp://{host}.:{names.PORT_CONTROL}"
 
 
 def _own(port: int) -> str:

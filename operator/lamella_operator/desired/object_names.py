@@ -78,7 +78,11 @@ def inspector_name(model: str, key: str, attempt: int) -> str:
 
 
 def host(service: str, namespace: str, domain: str) -> str:
-    """The DNS name of a Service."""
+    """The DNS name of a Service.
+
+    A process that looks it up again and again puts a dot behind it: it is whole, and a resolver
+    would try every search suffix first otherwise.
+    """
     return f"{service}.{namespace}.svc.{domain}"
 
 

@@ -14,8 +14,6 @@ from lamella_contract.spec import ShardedModelSpec
 from lamella_operator.desired import configs, expand, memory
 from lamella_operator.settings import Settings
 
-FS_GROUP = 65532
-"""Group that a claim's file system is given to, for it belongs to root otherwise."""
 LOST_NODE_S = 15
 """Seconds after which pods of a node that does not report are deleted; 300 without this."""
 LOST_NODE_KEYS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -27,6 +25,7 @@ def pod_env(*, replica: bool) -> Env:
     """What only a pod knows; it stands first, for later values refer to it."""
     fields = {names.ENV_POD_IP: "status.podIP", names.ENV_POD_NAME: "metadata.name"}
     if replica:
+        fields[names.ENV_POD_UID] = "metadata.uid"
         fields[names.ENV_REPLICA] = f"metadata.labels['{names.LABEL_REPLICA}']"
     return [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -61,11 +60,12 @@ def container_security() -> dict[str, Any]:
     }
 
 
-def pod_security(*, group: bool = False) -> dict[str, Any]:
-    """Names no user: OpenShift and the image choose one. A group only where a claim needs one."""
+def pod_security(*, group: int = 0) -> dict[str, Any]:
+    """Names no user: OpenShift and the image choose one. ``group`` is for pods whose claim's file
+    system belongs to root otherwise; 0 is none, for OpenShift chooses that too."""
     found: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if group:
-        found |= {"fsGroup": FS_GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
+        found |= {"fsGroup": group, "fsGroupChangePolicy": "OnRootMismatch"}
     return found
 
 

@@ -27,7 +27,8 @@ EXIT_S = 15
 LIVE_PERIOD_S = 10
 IMPORT_S = 60
 """Within which the parent answers /livez at the latest: imports take that long on a slow disk."""
-CPU_REQUEST = "250m"
+CPU_REQUESTS = {memory.CUDA: "250m", memory.CPU: "1"}
+"""Where the manifest asks for none: a stage without a share is starved by any neighbour."""
 NEAR_WEIGHT = 50
 
 
@@ -115,7 +116,9 @@ def _pod_spec(making: Making, stage: int) -> dict[str, Any]:
         **podparts.pod_basics(spec, making.settings),
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": cluster.drain_s + DRAIN_SPARE_S if stage == 0 else EXIT_S,
-        "securityContext": podparts.pod_security(group=vol.needs_group(spec)),
+        "securityContext": podparts.pod_security(
+            group=making.settings.fs_group if vol.needs_group(spec) else 0
+        ),
         "tolerations": podparts.tolerations(own.tolerations or spec.tolerations, resources),
         "containers": [_container(making, stage, mounts)],
         "volumes": mounts.volumes,
@@ -148,7 +151,9 @@ def _container(making: Making, stage: int, mounts: vol.Mounts) -> dict[str, Any]
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "resources": podparts.with_memory(
-            resources, memory.host_memory(making.plan, stage, spec, settings), CPU_REQUEST
+            resources,
+            memory.host_memory(making.plan, stage, spec, settings),
+            CPU_REQUESTS[config.device],
         ),
         "readinessProbe": podparts.probe(
             names.PATH_READY, "probes", period_s=2, failures=2, timeout_s=2

@@ -14,6 +14,7 @@ from lamella_contract.config import GatewayConfig, StageConfig
 FIELDS = {
     "status.podIP": "10.1.2.3",
     "metadata.name": "some-pod",
+    "metadata.uid": "some-uid",
     f"metadata.labels['{names.LABEL_REPLICA}']": "7",
 }
 
@@ -66,7 +67,7 @@ def test_configurations_are_what_the_processes_read(
         assert config.data_bind == "tcp://10.1.2.3:5702"
     assert stages[0].control_address == "tcp://10.1.2.3:5701"
     for config in stages[1:]:
-        assert "-7.ai.svc.cluster.local:5701" in config.control_address
+        assert "-7.ai.svc.cluster.local.:5701" in config.control_address
     assert gateway.instance == "some-pod"
     assert gateway.served_name == made.model.spec.model.served_name
 
