@@ -120,7 +120,8 @@ def _rollout(observed: Observed, course: Course, now: gateways.Gateways) -> Roll
     if bounds.wanted:
         revision = course.target.revision
         needed = gateways.needed(course.pipelines, revision, now, course.known)
-    return rolling.roll(course.pipelines, course.hash, bounds, needed)
+    taken = {pod.replica for pod in slots.ghosts(observed)}
+    return rolling.roll(course.pipelines, course.hash, bounds, needed, taken)
 
 
 def _give_way(observed: Observed, course: Course) -> list[Action]:

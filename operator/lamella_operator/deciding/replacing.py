@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lamella_operator import reasons
 from lamella_operator.actions import Action, Create, Delete, Note, Wait
-from lamella_operator.deciding import budget, verdict
+from lamella_operator.deciding import budget, slots, verdict
 from lamella_operator.deciding.slots import Pipeline, Slot
 from lamella_operator.deciding.verdict import Verdict
 from lamella_operator.desired.pods import stage_pod
@@ -61,8 +61,7 @@ def repair(observed: Observed, pipeline: Pipeline) -> Repair:
 
 def clear_ghosts(observed: Observed) -> list[Action]:
     """Pods that nothing waits for any more are still asked to go."""
-    ghosts = [pod for pod in observed.pods if verdict.ghost(pod, observed.now_s)]
-    return [_force(pod) for pod in ghosts]
+    return [_force(pod) for pod in slots.ghosts(observed)]
 
 
 def removal(pod: PodView, now_s: float, why: str) -> list[Action]:

@@ -49,11 +49,16 @@ class Rollout:
 
 
 def roll(
-    pipelines: Sequence[Pipeline], current: str, bounds: Bounds, needed: Iterable[int] = ()
+    pipelines: Sequence[Pipeline],
+    current: str,
+    bounds: Bounds,
+    needed: Iterable[int] = (),
+    taken: Iterable[int] = (),
 ) -> Rollout:
     """One step towards ``bounds.wanted`` pipelines of revision ``current``.
 
-    ``needed`` are replicas that gateways still need while no other serves them.
+    ``needed`` are replicas that gateways still need while no other serves them; ``taken`` are
+    numbers that no new pipeline can have.
     """
     updated = [one for one in pipelines if one.revision == current]
     outdated = [one for one in pipelines if one.revision != current]
@@ -76,7 +81,8 @@ def roll(
     keep = tuple(one for one in pipelines if one not in removed)
     missing = bounds.wanted - sum(one.revision == current for one in keep)
     room = bounds.most - len(pipelines)
-    make = _free({one.replica for one in pipelines}, max(min(missing, room), 0))
+    numbers = {one.replica for one in pipelines} | set(taken)
+    make = _free(numbers, max(min(missing, room), 0))
     return Rollout(keep, tuple(removed), make, held)
 
 

@@ -86,15 +86,28 @@ class Pipeline:
 def pipelines(
     observed: Observed, stored: Mapping[str, Revision], current: str
 ) -> tuple[Pipeline, ...]:
-    """All replicas that have a pod, by index; ``current`` is the hash of the current revision."""
+    """All replicas that have a pod, by index; ``current`` is the hash of the current revision.
+
+    One that has only pods which not even force removes is left out (`ghosts`).
+    """
     by_replica: dict[int, list[PodView]] = {}
+    left = {pod.uid for pod in ghosts(observed)}
     for pod in observed.pods:
-        if not verdict.ghost(pod, observed.now_s):
+        if pod.uid not in left:
             by_replica.setdefault(pod.replica, []).append(pod)
     return tuple(
         _pipeline(replica, pods, observed, stored, current)
         for replica, pods in sorted(by_replica.items())
     )
+
+
+def ghosts(observed: Observed) -> list[PodView]:
+    """Pods of replicas that have no others than such as should have been gone long ago.
+
+    Nothing waits for them, but their names and their replica's number are taken.
+    """
+    real = {pod.replica for pod in observed.pods if not verdict.ghost(pod, observed.now_s)}
+    return [pod for pod in observed.pods if pod.replica not in real]
 
 
 def empty(replica: int, revision: Revision) -> Pipeline:

@@ -162,6 +162,11 @@ class Cluster(RuleBasedStateMachine):
             pod.immortal = True
 
     @rule(pick=picks)
+    def hold_a_pod_by_a_finalizer(self, pick: int) -> None:
+        if pod := self.some(pick):
+            pod.held = True
+
+    @rule(pick=picks)
     def toggle_a_node(self, pick: int) -> None:
         every = sorted(self.world.nodes)
         node = self.world.nodes[every[pick % len(every)]]
@@ -224,7 +229,7 @@ class Cluster(RuleBasedStateMachine):
             world.apply(name, body)
             world.models[name].annotations["lamella.dev/resume"] = "at the end"
         for pod in world.pods.values():
-            pod.wedged = False
+            pod.wedged = pod.held = False
         world.settle(1500)
         for name in self.bodies:
             check_converged(world, name)

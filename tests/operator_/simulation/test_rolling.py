@@ -346,3 +346,25 @@ def test_a_foreign_object_with_our_labels_is_left_alone() -> None:
     world.objects["Service", "theirs"] = {**service, "metadata": meta}
     world.settle()
     assert ("Service", "theirs") in world.objects
+
+
+def test_a_pod_that_not_even_force_removes_holds_nothing_up() -> None:
+    world = start()
+    ghost = world.pod("m", 0, 1)
+    ghost.held = True
+    world.delete(ghost)
+    for _ in range(300):
+        world.reconcile(world.models["m"])
+        world.tick()
+    pods = world.stages("m")
+    assert [(pod.replica, pod.stage) for pod in pods if pod.ready and pod.deleted_s is None] == [
+        (0, 0),
+        (0, 1),
+    ]
+    for count in (0, 1):
+        world.scale("m", count)
+        for _ in range(300):
+            world.reconcile(world.models["m"])
+            world.tick()
+    serving = [pod for pod in world.stages("m") if pod.ready and pod.deleted_s is None]
+    assert [(pod.replica, pod.stage) for pod in serving] == [(1, 0), (1, 1)]

@@ -112,6 +112,7 @@ class Pod:
     loaded: bool = False
     wedged: bool = False
     immortal: bool = False  # its kubelet never ends it
+    held: bool = False  # a finalizer keeps it, even from force
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -298,7 +299,7 @@ class World:
         if pod.uid not in self.pods:
             return
         grace = pod.grace_s if grace_s is None else grace_s
-        if grace == 0 or not pod.node or pod.over:
+        if (grace == 0 or not pod.node or pod.over) and not pod.held:
             del self.pods[pod.uid]
         else:
             end = self.now_s + grace
@@ -517,7 +518,8 @@ class World:
 
     def _kubelet(self, pod: Pod) -> None:
         if pod.deleted_s is not None:
-            if pod.node and self.nodes[pod.node].ready and not pod.immortal:
+            reached = not pod.node or self.nodes[pod.node].ready
+            if reached and not (pod.immortal or pod.held):
                 del self.pods[pod.uid]
             return
         if pod.over:
