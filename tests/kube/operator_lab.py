@@ -37,6 +37,8 @@ class Operator:
             sys.executable,
             "-W",
             "error",
+            "-W",
+            "ignore::ResourceWarning",  # a process that ends leaves its sockets to the kernel
             "-m",
             "lamella_operator",
             f"--kubeconfig={kubeconfig}",
@@ -223,7 +225,7 @@ def lab_in(plane: ControlPlane, namespace: str, folder: Path, *more: str) -> Ite
             for operator in found.operators:
                 operator.kill()
                 if operator.program.log.exists():
-                    print(f"{operator.program.log}:\n{operator.log[-8000:]}")
+                    sys.stdout.write(f"{operator.program.log}:\n{operator.log[-8000:]}\n")
 
 
 def rules(scope: str) -> list[dict[str, Any]]:

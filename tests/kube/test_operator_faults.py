@@ -113,7 +113,7 @@ def test_an_api_server_that_hangs_for_20_s_ends_a_leader_and_never_its_health(la
             health.add(operator.probe("healthz"))
             return operator.program.pid is None or None
 
-        wait_for(ended, "the leader gave up", 25)
+        wait_for(ended, "the leader gave up", 40)
     assert health <= {200, 0}
     assert "was not renewed in time" in operator.log
     operator.start()
@@ -288,7 +288,7 @@ def test_an_operator_that_is_killed_at_any_write_is_gone_on_with(
 
     proxy.trouble = kill
     lab.make()
-    operator.start()
+    operator.program.start()
     wait_for(lambda: operator.program.pid is None or None, f"killed at write {nth}")
     lease = f"/apis/coordination.k8s.io/v1/namespaces/{lab.namespace}/leases/lamella-operator"
     lab.api.request("DELETE", lease)

@@ -12,7 +12,6 @@ The end (a signal, or the loss of the lease) goes backwards; a signal empties th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
@@ -45,6 +44,7 @@ from lamella_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 AGAIN_S = 5.0  # between two looks for what must be there before anything starts
+ENDING_S = 5.0  # for all that runs, when the end has come
 SCHEMA_S = 300.0  # between two looks at the CRD
 OK, FAILED = 0, 1
 
@@ -128,8 +128,7 @@ class App:
         finally:
             stopped.cancel()
             life.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await life
+            await asyncio.wait({life}, timeout=ENDING_S)
             await self.leadership.release()
             await runner.cleanup()
 
