@@ -89,6 +89,7 @@ class HeadControl(threading.Thread):
         self._beats: dict[int, Heartbeat] = {}  # the last of each stage
         self._sent = 0
         self._ended = threading.Event()
+        telemetry.members = self._reports()  # all absent, but known to belong here
 
     def run(self) -> None:
         """Listen, tick and beat until `stop`."""
