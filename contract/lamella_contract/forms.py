@@ -35,6 +35,8 @@ def to_json(value: object) -> str:
 
 def to_plain(value: object) -> object:
     """Dicts, lists, strings, numbers, booleans and None for a dataclass of the types above."""
+    if type(value) in _SAID:  # most are: heartbeats and statuses are many
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
@@ -95,6 +97,8 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def _value(kind: Any, item: object, error: MakeError, path: str) -> object:
+    if type(item) is kind and kind is not float:  # most are
+        return item
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
