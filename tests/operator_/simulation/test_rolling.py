@@ -44,7 +44,7 @@ def start(seed: int = 1, **changes: object) -> World:
     return world
 
 
-def steps(world: World, count: int = 200) -> list[tuple[set[int], Decision]]:
+def steps(world: World, count: int = 90) -> list[tuple[set[int], Decision]]:
     """Which pipelines serve before each of ``count`` reconciles, and what was decided."""
     seen = []
     for _ in range(count):
