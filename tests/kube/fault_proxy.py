@@ -111,8 +111,8 @@ class FaultProxy:
             ) as answer:
                 return await self._pass_on(request, answer, trouble)
         except aiohttp.ClientError:
-            assert request.transport is not None
-            request.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response(status=502)
 
     async def _pass_on(

@@ -20,7 +20,7 @@ K = TypeVar("K", bound=Hashable)
 
 SPACING_S = 0.1  # from the end of one round to the start of the next of the same key
 FIRST_BACKOFF_S = 0.5
-LAST_BACKOFF_S = 60.0
+LAST_BACKOFF_S = 30.0
 
 
 class WorkQueue(Generic[K]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 
 from operator_virtual_time import play
@@ -50,7 +51,7 @@ def test_one_that_simply_ends_begins_again_and_a_good_life_forgets_the_pauses() 
         supervisor = Supervisor(watch, jitter=lambda: 0.5)
         task = asyncio.ensure_future(supervisor.keep("a"))
         await asyncio.sleep(10 * 3602)
-        pauses = [later - earlier - 3600 for earlier, later in zip(began, began[1:], strict=False)]
+        pauses = [later - earlier - 3600 for earlier, later in itertools.pairwise(began)]
         assert max(pauses) < 2 < LAST_PAUSE_S
         task.cancel()
 

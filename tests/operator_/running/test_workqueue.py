@@ -106,7 +106,7 @@ def test_failures_back_off_for_that_key_only_and_success_forgets() -> None:
             queue.add("good")
             assert await got(queue, SPACING_S) == "good"
             queue.done("good")
-        assert pauses == [0.5, 1, 2, 4, 8, 16, 32, LAST_BACKOFF_S, LAST_BACKOFF_S, LAST_BACKOFF_S]
+        assert pauses == [0.5, 1, 2, 4, 8, 16, *[LAST_BACKOFF_S] * 4]
         assert await queue.get() == "bad"
         queue.done("bad")
         queue.add("bad")
