@@ -75,6 +75,7 @@ VOLUME_MOUNT = "VolumeMount"  # a volume cannot be mounted
 
 # -- losing a stage ----------------------------------------------------------------------------
 OUT_OF_MEMORY = "OutOfMemory"  # the kernel killed it at its memory limit
+DISK_FULL = "DiskFull"  # the cache of weights has no room left
 OUT_OF_DEVICE_MEMORY = "OutOfDeviceMemory"  # the GPU's memory did not suffice
 CRASH_LOOP = "CrashLoop"  # its container ended twice within ten minutes
 STAGE_FAILED = "StageFailed"  # it ended by itself, with an error

@@ -38,6 +38,7 @@ FINAL = frozenset(
         errors.GatedModel.kind,
         errors.ModelNotFound.kind,
         errors.UnsupportedFamily.kind,
+        words.NEEDS_CONVERSION,
         errors.InvalidSpec.kind,
         errors.InvalidConfig.kind,
     }

@@ -29,7 +29,12 @@ BLOCKED_S = 60.0
 """After this time a container that cannot start needs the user."""
 
 HOPELESS = frozenset(
-    {errors.InvalidConfig.kind, errors.UnsupportedFamily.kind, errors.MissingTensor.kind}
+    {
+        errors.InvalidConfig.kind,
+        errors.UnsupportedFamily.kind,
+        errors.MissingTensor.kind,
+        words.NEEDS_CONVERSION,
+    }
 )
 """Kinds of failure that a new pod of the same revision must meet again."""
 

@@ -43,7 +43,10 @@ _START = ("RunContainerError", "CreateContainerError", "StartError", "PostStartH
 BLOCKED = frozenset({*IMAGE, *_START, "CreateContainerConfigError", "CreatePodSandboxError"})
 """Why a container waits and will go on waiting until somebody changes something."""
 
+NEEDS_CONVERSION, _DISK_FULL = "needs_conversion", "disk_full"  # of `lamella_checkpoint.errors`
 KINDS = {
+    NEEDS_CONVERSION: reasons.UNSUPPORTED_FAMILY,
+    _DISK_FULL: reasons.DISK_FULL,
     errors.OutOfMemory.kind: reasons.OUT_OF_DEVICE_MEMORY,
     errors.ModelNotFound.kind: reasons.MODEL_NOT_FOUND,
     errors.AuthRequired.kind: reasons.AUTH_REQUIRED,
@@ -60,7 +63,7 @@ KINDS = {
     errors.ForbiddenCut.kind: reasons.FORBIDDEN_CUT,
     errors.PlanError.kind: reasons.DOES_NOT_FIT,
 }
-"""Reason of each kind of `lamella_contract.errors` that a process of ours may end with."""
+"""Reason of each kind of error that a process of ours may end with."""
 
 _FAILED = {  # a pod's own reason -> ours, in words
     "Evicted": (reasons.EVICTED, "its node evicted it"),

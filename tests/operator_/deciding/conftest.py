@@ -1,4 +1,4 @@
-"""Makes `world` importable, as ``operator_world``, without putting tests on the path."""
+"""Makes the simulated cluster importable (``operator_world``) without tests on the path."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
-NAME = "operator_world"
-
-if NAME not in sys.modules:
-    spec = importlib.util.spec_from_file_location(
-        NAME, Path(__file__).parents[1] / "simulation" / "world.py"
-    )
+for name in ("things", "cluster", "world"):
+    if f"operator_{name}" in sys.modules:
+        continue
+    path = Path(__file__).parents[1] / "simulation" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"operator_{name}", path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

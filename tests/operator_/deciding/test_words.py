@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lamella_checkpoint import errors as checkpoint_errors
 from lamella_contract import errors
 from lamella_operator import reasons
 from lamella_operator.actions import Note
@@ -119,6 +120,7 @@ def test_a_container(how: Exit, reason: str, text: str) -> None:
 
 
 def test_every_kind_of_error_has_a_reason_of_the_list() -> None:
-    known = {value.kind for value in vars(errors).values() if hasattr(value, "kind")}
+    every = [*vars(errors).values(), *vars(checkpoint_errors).values()]
+    known = {value.kind for value in every if hasattr(value, "kind")}
     assert set(words.KINDS) <= known
     assert set(words.KINDS.values()) <= reasons.ALL
