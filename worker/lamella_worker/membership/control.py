@@ -31,7 +31,7 @@ from lamella_contract.wire import (
 from lamella_worker.membership.channel import ChannelEnd
 from lamella_worker.membership.head_link import HeadLink
 from lamella_worker.membership.orders import Broken, Linked, Loaded, Order, Relink, Report
-from lamella_worker.membership.resolver import Resolve
+from lamella_worker.membership.resolver import MakeResolver, Resolve, Resolver
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network
@@ -82,6 +82,8 @@ class StageControl(threading.Thread):
         http_port: int,
         resolve: Resolve,
         replaced: Callable[[StageReplaced], None],
+        make_resolver: MakeResolver = Resolver,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`resolve` looks stage 0's name up. `replaced` is called when stage 0 says that a newer
         process has this one's place: it ends the process."""
@@ -103,7 +105,10 @@ class StageControl(threading.Thread):
             self._poller,
             identity=f"{config.role}/{self._process}",
             resolve=resolve,
+            make_resolver=make_resolver,
         )
+        self._clock = clock
+        self._next_beat_s = 0.0
         self._hash = config.pipeline.config_hash()
         self._incarnation = NO_INCARNATION
         self._epoch = 0
@@ -116,25 +121,30 @@ class StageControl(threading.Thread):
 
     def run(self) -> None:
         """Beat, listen and pass on until `stop`."""
-        next_beat_s = 0.0
         while not self._ended.is_set():
-            now_s = time.monotonic()
-            self._head.turn(now_s)
-            if now_s >= next_beat_s:
-                self._beat()
-                next_beat_s = now_s + BEAT_S
-            wait_s = next_beat_s - now_s
-            if self._head.searching:
-                wait_s = min(wait_s, SEARCH_S)
-            self._poller.poll(max(1, int(wait_s * 1000)))
-            for report in self._channel.drain():
-                self._report(report)
-            self._listen()
-            self._publish(time.monotonic())
+            self._poller.poll(max(1, int(self.patience_s() * 1000)))
+            self.turn()
         failed = self._telemetry.state == "failed"
         if failed:
             self._beat()  # stage 0 is told why, before this process ends
         self._head.close(last_word=failed)
+
+    def turn(self) -> None:
+        """Take in what has come, pass it on, and beat when it is time to."""
+        now_s = self._clock()
+        self._head.turn(now_s)
+        if now_s >= self._next_beat_s:
+            self._beat()
+            self._next_beat_s = now_s + BEAT_S
+        for report in self._channel.drain():
+            self._report(report)
+        self._listen()
+        self._publish(now_s)
+
+    def patience_s(self) -> float:
+        """Seconds until the next turn at the latest."""
+        wait_s = self._next_beat_s - self._clock()
+        return min(wait_s, SEARCH_S) if self._head.searching else wait_s
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
@@ -195,7 +205,7 @@ class StageControl(threading.Thread):
                 self._rejected(address, envelope.incarnation, message)
             elif envelope.config_hash != self._hash:
                 self._telemetry.counters.frames_refused += 1
-            elif self._head.choice.heard(address, envelope.incarnation, time.monotonic()):
+            elif self._head.choice.heard(address, envelope.incarnation, self._clock()):
                 if isinstance(message, Members):
                     self._enter(message)
             else:

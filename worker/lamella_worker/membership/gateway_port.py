@@ -81,7 +81,7 @@ class GatewayPort:
 
     def tell(self, envelope: Envelope, status: PipelineStatus, *, everyone: bool) -> None:
         """Send the pipeline's state to those that said hello since, or to all."""
-        owners = list({*self._heard_s, *self.greeted}) if everyone else self.greeted
+        owners = list(dict.fromkeys((*self._heard_s, *self.greeted))) if everyone else self.greeted
         if owners:
             frame = encode_gateway(self._ours(envelope), status)
             for owner in owners:

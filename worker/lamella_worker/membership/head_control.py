@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import zmq
 
@@ -63,9 +64,12 @@ class HeadControl(threading.Thread):
         *,
         incarnation: bytes,
         data_address: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="control", daemon=True)
         self._config = config
+        self._clock = clock
+        self._next_beat_s = 0.0
         self._network = network
         self._channel = channel
         self._telemetry = telemetry
@@ -82,7 +86,7 @@ class HeadControl(threading.Thread):
         self._gateways = GatewayPort(config, network, telemetry)
         self._ring = Ring(stages, config.suspect_after_s)
         self._process = pulse.process
-        self._ring.join(0, self._process, data_address, time.monotonic())
+        self._ring.join(0, self._process, data_address, self._clock())
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
         self._told = (False, "")
@@ -96,21 +100,28 @@ class HeadControl(threading.Thread):
         poller = zmq.Poller()
         for socket in (self._stages, self._gateways.socket, self._channel.socket):
             poller.register(socket, zmq.POLLIN)
-        next_beat_s = 0.0
         while not self._ended.is_set():
-            poller.poll(max(1, int((next_beat_s - time.monotonic()) * 1000)))
-            for report in self._channel.drain():
-                self._report(report)
-            self._hear_stages()
-            now_s = time.monotonic()
-            for request in self._gateways.hear(now_s):
-                self._channel.put(request)
-            if now_s >= next_beat_s:
-                self._tick(now_s)
-                next_beat_s = now_s + BEAT_S
-            self._publish()
+            poller.poll(max(1, int(self.patience_s() * 1000)))
+            self.turn()
         for report in self._channel.drain():  # the last tokens of a pipeline that has drained
             self._report(report)
+
+    def turn(self) -> None:
+        """Take in what has come, pass it on, and tick when it is time to."""
+        for report in self._channel.drain():
+            self._report(report)
+        self._hear_stages()
+        now_s = self._clock()
+        for request in self._gateways.hear(now_s):
+            self._channel.put(request)
+        if now_s >= self._next_beat_s:
+            self._tick(now_s)
+            self._next_beat_s = now_s + BEAT_S
+        self._publish()
+
+    def patience_s(self) -> float:
+        """Seconds until the next turn at the latest."""
+        return self._next_beat_s - self._clock()
 
     def stop(self) -> None:
         """End the thread; safe from any thread."""
@@ -138,7 +149,7 @@ class HeadControl(threading.Thread):
             self._channel.put(order)
 
     def _report(self, report: Report) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         match report:
             case ToGateway():
                 self._gateways.pass_on(self._envelope(), report)
@@ -177,7 +188,7 @@ class HeadControl(threading.Thread):
                         log.warning("the ring pauses", extra={"reason": action.reason})
                     self._channel.put(action)
         if actions:  # whoever reads that the ring is whole must not read of a loss of before
-            self._find_lost(time.monotonic())
+            self._find_lost(self._clock())
 
     def _find_lost(self, now_s: float) -> None:
         lost = self._ring.lost(now_s, self._config.replace_after_s)
@@ -216,7 +227,7 @@ class HeadControl(threading.Thread):
 
     def _hear_stage(self, stage: int, process: str, envelope: Envelope, message: object) -> None:
         """A frame of a stage's `process`, as its socket is named: no process speaks for another."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         if isinstance(message, Join):
             self._act(self._ring.join(stage, process, message.data_address, now_s))
             seen = (message.incarnation, message.epoch)
@@ -243,7 +254,7 @@ class HeadControl(threading.Thread):
         return member is not None and member.process == process
 
     def _reports(self) -> tuple[StageReport, ...]:
-        return overview.stage_reports(self._config, self._ring, self._beats, time.monotonic())
+        return overview.stage_reports(self._config, self._ring, self._beats, self._clock())
 
     def _publish(self) -> None:
         """Say at once when readiness turns, and keep /readyz in step."""

@@ -14,6 +14,7 @@ from lamella_contract import names
 from lamella_contract.config import StageConfig
 from lamella_worker.membership.head_choice import HeadChoice
 from lamella_worker.membership.resolver import (
+    MakeResolver,
     Resolve,
     Resolver,
     endpoint_of,
@@ -38,6 +39,7 @@ class HeadLink:
         *,
         identity: str,
         resolve: Resolve,
+        make_resolver: MakeResolver = Resolver,
     ) -> None:
         host, port, literal = split_endpoint(config.control_address)
         self._network = network
@@ -47,7 +49,7 @@ class HeadLink:
         self._speak: tuple[str, ...] = ()
         fixed = (endpoint_of(host, port),) if literal else ()
         self.choice = HeadChoice(config.suspect_after_s, fixed)
-        self._resolver = None if literal else Resolver(host, port, resolve, telemetry.counters)
+        self._resolver = None if literal else make_resolver(host, port, resolve, telemetry.counters)
 
     @property
     def searching(self) -> bool:

@@ -107,3 +107,7 @@ class Resolver:
                     log.warning("stage 0's name could not be looked up", extra=extra)
                 found = []
             self._answers.put(found)
+
+
+MakeResolver = Callable[[str, int, Resolve, Counters], Resolver]
+"""`Resolver`, or a test's that has no thread."""
