@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 5.0  # between two looks for what must be there before anything starts
 ENDING_S = 5.0  # for all that runs, when the end has come
+SETTLE_S = 0.25  # in which nothing new comes, when the first lists are delivered
+SETTLE_TURNS, EMPTY_TURNS = 40, 6  # of waiting for that, at most; and in an empty cluster
 SCHEMA_S = 300.0  # between two looks at the CRD
 OK, FAILED = 0, 1
 
@@ -154,7 +156,17 @@ class App:
             await self.leadership.acquire()  # 4
             group.create_task(self.leadership.keep())
             await self._until(self.keys.load)
+            await self._settle()
             group.create_task(self.workers.run())  # 5
+
+    async def _settle(self) -> None:
+        """Until the watches' first lists are delivered: each model is then looked at once."""
+        count = -1
+        for turn in range(SETTLE_TURNS):
+            if len(self.ledger) == count and (count or turn >= EMPTY_TURNS):
+                return
+            count = len(self.ledger)
+            await asyncio.sleep(SETTLE_S)
 
     async def _wait_for_crd(self) -> None:
         while not await self._read_schema():

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-SPACING_S = 0.1  # from the end of one round to the start of the next of the same key
+SPACING_S = 0.3  # from the end of one round to the start of the next of the same key
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 
