@@ -243,33 +243,17 @@ def test_what_a_stage_0_says() -> None:
         assert stage0.ring(odd) is None
 
 
+KEYS = (
+    "metadata spec status name uid labels annotations conditions containerStatuses state "
+    "terminated running type data revision rows cells columnDefinitions ownerReferences members "
+    "ready lost creationTimestamp deletionTimestamp items model lamella.dev/stage"
+).split()
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["metadata", "spec", "status", "name", "uid", "labels", "annotations", "conditions"]
-                + [
-                    "containerStatuses",
-                    "state",
-                    "terminated",
-                    "running",
-                    "type",
-                    "data",
-                    "revision",
-                ]
-                + [
-                    "rows",
-                    "cells",
-                    "columnDefinitions",
-                    "ownerReferences",
-                    "members",
-                    "ready",
-                    "lost",
-                ]
-                + ["creationTimestamp", "deletionTimestamp", "items", "model", names.LABEL_STAGE]
-            ),
+            st.sampled_from(KEYS),
             inner,
             max_size=5,
         )
