@@ -243,11 +243,35 @@ def test_what_a_stage_0_says() -> None:
         assert stage0.ring(odd) is None
 
 
-KEYS = (
-    "metadata spec status name uid labels annotations conditions containerStatuses state "
-    "terminated running type data revision rows cells columnDefinitions ownerReferences members "
-    "ready lost creationTimestamp deletionTimestamp items model lamella.dev/stage"
-).split()
+KEYS = [
+    "metadata",
+    "spec",
+    "status",
+    "name",
+    "uid",
+    "labels",
+    "annotations",
+    "conditions",
+    "containerStatuses",
+    "state",
+    "terminated",
+    "running",
+    "type",
+    "data",
+    "revision",
+    "rows",
+    "cells",
+    "columnDefinitions",
+    "ownerReferences",
+    "members",
+    "ready",
+    "lost",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "items",
+    "model",
+    "lamella.dev/stage",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(),
     lambda inner: (
