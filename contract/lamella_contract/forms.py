@@ -35,12 +35,14 @@ def to_json(value: object) -> str:
 
 def to_plain(value: object) -> object:
     """Dicts, lists, strings, numbers, booleans and None for a dataclass of the types above."""
-    if type(value) in _SAID:  # most are: heartbeats and statuses are many
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain: dict[str, object] = {}
+        for name in _names(type(value)):
+            field = getattr(value, name)
+            plain[name] = field if type(field) in _SAID else to_plain(field)  # most are
+        return plain
     return value
 
 
@@ -66,10 +68,15 @@ def from_plain(cls: type[T], plain: object, error: MakeError, path: str = "") ->
     for key, item in plain.items():
         if key not in fields:
             raise error(f"{_join(path, str(key))}: unknown field{did_you_mean(str(key), fields)}")
-        values[key] = _value(fields[key][0], item, error, _join(path, key))
-    missing = [name for name, (_, needed) in fields.items() if needed and name not in values]
-    if missing:
-        raise error(f"{_join(path, missing[0])}: missing field of {cls.__name__}")
+        kind = fields[key][0]
+        if type(item) is kind and kind is not float:  # most are
+            values[key] = item
+        else:
+            values[key] = _value(kind, item, error, _join(path, key))
+    if len(values) < len(fields):
+        missing = [name for name, (_, needed) in fields.items() if needed and name not in values]
+        if missing:
+            raise error(f"{_join(path, missing[0])}: missing field of {cls.__name__}")
     return cls(**values)
 
 
@@ -81,6 +88,11 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {lowered[near[0]]!r}?"
     return f"; known here: {', '.join(sorted(names))}" if names else ""
+
+
+@functools.cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
 
 
 @functools.cache
@@ -97,8 +109,6 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def _value(kind: Any, item: object, error: MakeError, path: str) -> object:
-    if type(item) is kind and kind is not float:  # most are
-        return item
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
