@@ -9,7 +9,7 @@ from typing import Any
 
 from e2e_kube import Kube, Object, environment, wait_for
 
-CHART = Path(__file__).parents[2] / "helm" / "lamella"
+CHART = environment("LAMELLA_E2E_CHART", str(Path(__file__).parents[2] / "helm" / "lamella"))
 NAMESPACE = "lamella-system"
 NAME = "lamella"
 WORKER = environment("LAMELLA_E2E_WORKER_IMAGE", "lamella-worker:e2e")
@@ -38,7 +38,7 @@ class Release:
     def install(self, **more: Any) -> None:
         """`helm upgrade --install`, and the wait until the new operators stand."""
         self._helm(
-            "upgrade", "--install", NAME, str(CHART), "--create-namespace", "--values", "-",
+            "upgrade", "--install", NAME, CHART, "--create-namespace", "--values", "-",
             "--wait", "--timeout", "3m", stdin=json.dumps(values(**more)),
         )  # fmt: skip
 
@@ -63,7 +63,7 @@ class Release:
 
     def leader(self) -> str:
         """The name of the pod that leads; "" when nobody does."""
-        lease = self.kube.get("leases", "lamella-operator", NAMESPACE)
+        lease = self.kube.get("leases", NAME, NAMESPACE)
         holder = (lease or {}).get("spec", {}).get("holderIdentity") or ""
         return str(holder).partition("_")[0]
 
