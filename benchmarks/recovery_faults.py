@@ -1,0 +1,204 @@
+"""What is done to a running pipeline, and how soon it goes on. Knows a server and its load.
+
+Times come from the moment at which each line of the log and each piece of an answer arrived:
+
+* detect: until the first word that something is wrong;
+* restart: from there until the (last) process was forked, the back-off included;
+* load: from there until stage 0 knows the slice loaded and connects the ring;
+* replay: from there (a stopped process: from when it goes on) until the first new token of any
+  stream: links, probe, recomputation.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarks.recovery_load import Load
+from benchmarks.recovery_server import Server
+
+GOES_ON_S = 120.0
+STOPPED_S = 5.0
+
+DETECTED = (
+    "stage ended and is started again",
+    "the ring pauses",
+    "worker ended with",
+    "gateway ended with",
+)
+STARTED = "stage started"
+CONNECTED = "the ring is connected anew"
+LISTENING = "listening"
+
+
+@dataclass(slots=True)
+class Fault:
+    """One fault and what came of it. Times are seconds; `at_s` is monotonic."""
+
+    kind: str
+    at_s: float
+    over_s: float = 0.0  # when the last blow fell, or what was stopped went on
+    detect_s: float | None = None
+    restart_s: float | None = None
+    load_s: float | None = None
+    replay_s: float | None = None
+    first_s: float = 0.0  # until the first new token
+    all_s: float = 0.0  # until every stream that had begun has a new one, or has ended
+    freed_s: float | None = None  # gateway: until its requests were freed
+    hit: frozenset[int] = frozenset()  # stages whose process was meant
+    healthy_restarted: int = 0
+    live_tokens: int = 0
+    failures: list[str] = field(default_factory=list)  # of requests
+    differing: int = 0
+    lost: int = 0
+    doubled: int = 0
+    cut: int = 0  # connections that went down with a gateway
+
+
+Blow = Callable[[Server, Load, random.Random, Fault], None]
+
+
+def _kill(server: Server, fault: Fault, *stages: int) -> None:
+    pids = server.pids()
+    _hit(fault, *stages)
+    for stage in stages:
+        os.kill(pids[stage], signal.SIGKILL)
+
+
+def _hit(fault: Fault, *stages: int) -> None:
+    fault.hit |= frozenset(stages)
+    fault.over_s = time.monotonic()
+    fault.at_s = fault.at_s or fault.over_s
+
+
+def kill_later_stage(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    _kill(server, fault, draw.randrange(1, server.stages))
+
+
+def kill_first_stage(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    _kill(server, fault, 0)
+
+
+def kill_two(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    _kill(server, fault, *draw.sample(range(server.stages), 2))
+
+
+def kill_again(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    """The second blow falls while the ring is connected and tokens are computed again."""
+    _kill(server, fault, draw.randrange(1, server.stages))
+    began_s = fault.at_s
+    server.wait_until(lambda: server.since(began_s, CONNECTED), GOES_ON_S, "not connected anew")
+    time.sleep(draw.uniform(0.0, 0.2))
+    _kill(server, fault, draw.randrange(1, server.stages))
+
+
+def stop_a_while(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    pid = server.pids()[draw.randrange(server.stages)]
+    _hit(fault)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(STOPPED_S)
+    os.kill(pid, signal.SIGCONT)
+    fault.over_s = time.monotonic()
+
+
+def kill_parent(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    parent = server.parent_pid()
+    _hit(fault, *range(server.stages))
+    os.kill(parent, signal.SIGKILL)
+
+
+def kill_gateway(server: Server, load: Load, draw: random.Random, fault: Fault) -> None:
+    """Its clients are held back until stage 0 has freed what it had submitted."""
+    pid = server.gateway_pid()
+    load.hold()
+    _hit(fault)
+    os.kill(pid, signal.SIGKILL)
+    fault.freed_s = server.wait_until(server.is_quiet, GOES_ON_S, "requests are not freed")
+    load.go_on()
+
+
+KINDS: dict[str, Blow] = {
+    "stage k killed": kill_later_stage,
+    "stage 0 killed": kill_first_stage,
+    "two killed at once": kill_two,
+    "killed again in replay": kill_again,
+    "stopped for 5 s": stop_a_while,
+    "parent killed": kill_parent,
+    "gateway killed": kill_gateway,
+}
+
+
+def order_of(count: int, draw: random.Random) -> Iterator[str]:
+    """`count` kinds in random order, all about equally often; a parent's end costs most time."""
+    kinds = list(KINDS)
+    weighted = [k for k in kinds for _ in range(1 if k in ("parent killed",) else 2)]
+    left: list[str] = []
+    for _ in range(count):
+        if not left:
+            left = draw.sample(weighted, len(weighted))
+        yield left.pop()
+
+
+def strike(server: Server, load: Load, kind: str, draw: random.Random) -> Fault:
+    """Do it, wait until every stream goes on, and measure."""
+    before = server.pids()
+    fault = Fault(kind, 0.0)
+    fault.live_tokens = live_tokens(load)
+    KINDS[kind](server, load, draw, fault)
+    marker = LISTENING if kind == "gateway killed" else CONNECTED
+    must_mark = kind_marks(kind)
+
+    def first() -> float | None:
+        marks = server.since(fault.over_s, marker)
+        if must_mark and not marks:
+            return None
+        after_s = marks[-1].at_s if must_mark else fault.over_s
+        return next((at for at in load.pieces_s[-400:] if at > after_s), None)
+
+    server.wait_until(lambda: first() is not None, GOES_ON_S, f"{kind}: nothing goes on")
+    first_s = first()
+    assert first_s is not None
+
+    def all_go_on() -> bool:
+        return all(last_s > first_s or last_s > fault.over_s for last_s in load.lasts_s())
+
+    server.wait_until(all_go_on, GOES_ON_S, f"{kind}: a stream does not go on")
+    fault.first_s = first_s - fault.at_s
+    fault.all_s = time.monotonic() - fault.at_s
+    _parts(server, fault, first_s, marker)
+    server.wait_until(lambda: 0 not in server.pids(), GOES_ON_S, "a stage does not answer")
+    after = server.pids()
+    changed = {k for k in range(server.stages) if before[k] != after[k]}
+    fault.healthy_restarted = len(changed - fault.hit)
+    return fault
+
+
+def kind_marks(kind: str) -> bool:
+    """Whether what was broken says that it is back: a stage 0 that was stopped may need no new
+    epoch."""
+    return kind != "stopped for 5 s"
+
+
+def live_tokens(load: Load) -> int:
+    """Tokens of the prompts and the pieces so far of all live streams, about."""
+    return sum(load.size_of(answer) for answer in list(load.live.values()))
+
+
+def _parts(server: Server, fault: Fault, first_s: float, marker: str) -> None:
+    def until(found: float | None, from_s: float | None) -> float | None:
+        return None if found is None or from_s is None else max(0.0, found - from_s)
+
+    lines = [line for line in server.since(fault.at_s, "") if line.at_s <= first_s]
+    detected = next((x.at_s for x in lines if any(w in x.text for w in DETECTED)), None)
+    started = [x.at_s for x in lines if STARTED in x.text]
+    marked = [x.at_s for x in lines if marker in x.text]
+    start_s = started[-1] if started else None
+    mark_s = marked[-1] if marked else None
+    fault.detect_s = until(detected, fault.at_s)
+    fault.restart_s = until(start_s, detected)
+    fault.load_s = until(mark_s, start_s)
+    fault.replay_s = until(first_s, mark_s if kind_marks(fault.kind) else fault.over_s)
