@@ -36,6 +36,7 @@ models = _helper("models")
 release_module = _helper("release")
 report = _helper("report")
 traffic = _helper("traffic")
+_helper("webhook")
 
 SPACE = "lamella-e2e"
 FAILED: pytest.StashKey[bool] = pytest.StashKey()
