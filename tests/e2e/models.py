@@ -6,12 +6,10 @@ Reads what a user reads (status, columns, Events) and the pods behind.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import httpx
 from e2e_kube import Kube, Object, wait_for
 
 TINY = "file:///models/tiny"  # in the image that scripts/images e2e makes
@@ -164,18 +162,10 @@ class Model:
 
     # -- the endpoint ------------------------------------------------------------------------------
     def url(self) -> str:
-        """The Service's address, for a host that reaches it; else LAMELLA_E2E_URL is a template."""
+        """The Service's address, which this host must reach."""
         service = self.kube.get("services", self.name, self.namespace)
         assert service is not None, f"{self.name} has no Service"
         return f"http://{service['spec']['clusterIP']}:8000/v1"
-
-    def head_status(self) -> Object:
-        """What stage 0 of replica 0 says of its ring."""
-        address = self.stage(0)["status"].get("podIP", "")
-        try:
-            return dict(httpx.get(f"http://{address}:8081/status", timeout=2).json())
-        except (httpx.HTTPError, json.JSONDecodeError):
-            return {}
 
 
 def gone(kube: Kube, namespace: str, model: str) -> Callable[[], bool]:

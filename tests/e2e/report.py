@@ -50,7 +50,7 @@ def markdown(rows: list[Row]) -> str:
         return "" if value is None else f"{value:.1f} s"
 
     lines = [
-        "| fault | what was seen | failed requests | longest pause | whole again |",
+        "| fault | what was seen | failed requests | longest silence for a client | whole again |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:

@@ -65,11 +65,18 @@ def test_a_stage_s_process_is_killed(main: Any, load: Any, table: Any, stage: in
 def test_a_stage_s_process_stops_for_a_moment(main: Any, load: Any, table: Any) -> None:
     uids, pod, moment = main.uids(), main.stage(1), time.monotonic()
     signal_child(main.kube, pod, STOP)
-    wait_for("stage 0 misses it", lambda: not main.head_status().get("ready", True), 30)
+    time.sleep(3)  # the fault itself lasts so long
     signal_child(main.kube, pod, CONTINUE)
     recovered = whole_again(main, load, moment)
     assert main.uids() == uids
-    close(load, table, moment, "stage 1 stopped for 2 s", "resynchronised, no restart", recovered)
+    close(
+        load,
+        table,
+        moment,
+        "stage 1 stopped for 3 s (SIGSTOP, SIGCONT)",
+        "resynchronised, no restart",
+        recovered,
+    )
 
 
 def test_a_stage_s_process_is_wedged(main: Any, load: Any, table: Any) -> None:

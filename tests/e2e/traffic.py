@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
@@ -29,7 +29,7 @@ class Answer:
     text: str = ""
     error: str = ""
     finish: str = ""
-    gaps: list[tuple[float, float]] = field(default_factory=list)  # (when it began, how long)
+    gaps: list[tuple[float, float]] = field(default_factory=list)  # when each began, how long
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Report:
     answers: int
     errors: tuple[str, ...]
     wrong: int
-    longest_pause_s: float
-    first_token_s: float  # the longest
+    longest_pause_s: float  # in which a client saw nothing, be it for a first token or a next
 
     def assert_unharmed(self) -> None:
         """No request failed and no text differs from the undisturbed one."""
@@ -110,7 +109,7 @@ class Traffic:
     Every request has a connection of its own: so they spread over gateways as strangers' would.
     """
 
-    def __init__(self, url: Callable[[], str], model: str, *, streams: int = 4, tokens: int = 150):
+    def __init__(self, url: Callable[[], str], model: str, *, streams: int = 4, tokens: int = 400):
         self._url, self._model, self._streams, self._tokens = url, model, streams, tokens
         self.expected: list[str] = []
         self.done: list[Answer] = []
@@ -169,9 +168,4 @@ class Traffic:
             errors=tuple(a.error for a in found if a.error),
             wrong=sum(not a.error and a.text != self.expected[a.stream] for a in found),
             longest_pause_s=round(max(pauses, default=0.0), 1),
-            first_token_s=round(max((a.first - a.began for a in found if a.first), default=0.0), 1),
         )
-
-
-def total(reports: Sequence[Report]) -> int:
-    return sum(report.answers for report in reports)
