@@ -8,6 +8,7 @@ or the resume annotation changes; others after a back-off, which grows long afte
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ def resolve(observed: Observed, settings: Settings) -> Resolution:
 def _search(observed: Observed, settings: Settings, key: str, before: int) -> Resolution:
     """What the newest try says; ``before`` is the number of tries that the status tells of."""
     model = observed.model
-    name_key = f"{key}/{budget.resume_of(model)}"
+    name_key = f"{key}/{budget.resume_of(model)}/{_shape(observed, settings)}"
     numbers = {
         object_names.inspector_name(model.name, name_key, attempt): attempt
         for attempt in range(before + 2 * TRIES + len(observed.inspectors))
@@ -125,6 +126,13 @@ def _search(observed: Observed, settings: Settings, key: str, before: int) -> Re
     if answer is None:
         return _running(newest, observed, key, old)
     return _failed(newest, answer, observed, settings, (key, name_key), old)
+
+
+def _shape(observed: Observed, settings: Settings) -> str:
+    """Everything that an inspector pod is made with: a pod that waits for an image or a node that
+    the manifest no longer names is no try for the manifest of now."""
+    pod = inspector_pod(observed.model, settings, "", 0)
+    return object_names.digest(json.dumps(pod["spec"], sort_keys=True), 8)
 
 
 def _running(newest: _Try, observed: Observed, key: str, old: list[Action]) -> Resolution:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from operator_world import World, make_body, make_profile
 
@@ -72,13 +74,22 @@ def test_a_hub_that_is_away_for_long_is_asked_every_ten_minutes() -> None:
     assert tries(world, 1300) == 3  # the fifth is still there
 
 
-def test_a_changed_manifest_is_resolved_anew() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"uri": "hf://Qwen/Qwen3", "revision": "v2"}},
+        {"images": {"gateway": "registry.test/mended:2"}},  # it may never have started
+        {"nodeSelector": {"disk": "fast"}},
+    ],
+    ids=["model", "image", "nodes"],
+)
+def test_a_changed_manifest_is_resolved_anew(change: dict[str, Any]) -> None:
     world = World()
     model = world.apply("m", make_body())
     world.profile = ModelNotFound("404")
     tries(world, 30)
     world.profile = make_profile()
-    world.apply("m", make_body(model={"uri": "hf://Qwen/Qwen3", "revision": "v2"}))
+    world.apply("m", make_body(**change))
     world.settle()
     assert world.reconcile(model).situation.replicas[0].state == "Ready"
 
