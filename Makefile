@@ -4,9 +4,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PORT ?= 8000
 STAGES ?= 2
+MODELS ?= 1000
 
 .PHONY: help setup run check format lint types imports unit test families serve-test integration \
-	e2e images bench bench-operator golden map clean
+	e2e images bench bench-operator bench-recovery golden map clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +54,10 @@ e2e: setup ## Real pods: chart, sample and every fault, on the cluster of KUBECO
 	scripts/e2e
 
 bench-operator: setup ## A thousand models on a real API server: memory, time to converge, time to replace
-	$(BIN)/python -m benchmarks.operator_bench
+	$(BIN)/python -m benchmarks.operator_bench --models $(MODELS)
+
+bench-recovery: setup ## Break a running pipeline at random moments: what is lost, and how long it takes
+	$(BIN)/python -m benchmarks.recovery
 
 golden: setup ## Write the golden manifests anew; the diff is for reviewers
 	$(BIN)/pytest -q tests/operator_/desired tests/chart --update-golden
