@@ -207,7 +207,7 @@ def _progress(pod: PodView) -> Note:
     if not pod.scheduled:
         why = words.unschedulable(pod.unschedulable, {})
         return Note(why.reason, f"inspector: {why.message}")
-    if not pod.running:
+    if not pod.running and pod.last_exit is None:  # one that has ended is about to be Failed
         why = words.waiting(pod)
         return Note(why.reason, f"inspector: {why.message}")
     return Note(reasons.RESOLVING, "an inspector pod reads the model's config and headers")
