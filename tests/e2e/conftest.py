@@ -39,14 +39,21 @@ traffic = _helper("traffic")
 _helper("webhook")
 
 SPACE = "lamella-e2e"
-FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Evidence of a failure is taken at once: fixtures then delete what it is about."""
     found = yield
-    if found.failed:
-        item.stash[FAILED] = True
+    kube = getattr(item, "funcargs", {}).get("kube")
+    if found.failed and kube is not None:
+        folder = Path(item.config.getoption("--e2e-report") or "build/e2e-evidence")
+        spaces = [
+            space["metadata"]["name"]
+            for space in kube.list("namespaces")
+            if space["metadata"]["name"].startswith("lamella-")
+        ]
+        kube.save_evidence(folder / item.name, spaces)
     return found
 
 
@@ -153,15 +160,5 @@ def fresh_space(kube: Any, request: pytest.FixtureRequest) -> Iterator[Callable[
 
 
 @pytest.fixture(autouse=True)
-def _evidence(
-    request: pytest.FixtureRequest, kube: Any, report_folder: Path | None
-) -> Iterator[None]:
-    yield
-    if request.node.stash.get(FAILED, False):
-        folder = report_folder or Path("build/e2e-evidence")
-        spaces = [
-            space["metadata"]["name"]
-            for space in kube.list("namespaces")
-            if space["metadata"]["name"].startswith("lamella-")
-        ]
-        kube.save_evidence(folder / request.node.name, spaces)
+def _always_the_cluster(kube: Any) -> None:
+    """So that a failed test's report finds it."""

@@ -50,7 +50,8 @@ class Hub(BaseHTTPRequestHandler):
         if not os.path.isfile(path):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         size = os.path.getsize(path)
-        headers = {"ETag": f'"{digest(name)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        tag = digest(name) if name.endswith(".safetensors") else digest(name)[:40]
+        headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name.endswith(".safetensors"):
             headers |= {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{digest(name)}"'}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
