@@ -1,0 +1,324 @@
+"""Small deliberate faults, each of which the simulation must find: it can fail.
+
+``python -m tests.simulation.mutants`` prints how many schedules it took for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lamella_contract.wire import (
+    Adopt,
+    Envelope,
+    Replay,
+    TokenEvent,
+    Verdict,
+    check_envelope,
+)
+from lamella_gateway.dispatch import Dispatcher
+from lamella_gateway.journal import Entry, Journal, News
+from lamella_worker.batch import Bundle
+from lamella_worker.head import HeadLoop
+from lamella_worker.links import InGate
+from lamella_worker.membership.gateway_port import GatewayPort
+from lamella_worker.membership.head_control import HeadControl
+from lamella_worker.membership.orders import DropOwner
+from lamella_worker.membership.ring import Action, Refuse, Ring
+from lamella_worker.sampling import Sampler
+from lamella_worker.scheduling.requests import OwnedEvent
+from lamella_worker.scheduling.scheduler import Scheduler
+from lamella_worker.stage import StageLoop, StepRunner
+
+from .checks import run
+from .engine import ToyEngine
+from .gateway_process import GatewayProcess
+from .run import say
+from .schedule import random_schedule
+from .stage_process import CheckedRunner, StageProcess
+
+ENOUGH = 600
+
+
+class Mutant(NamedTuple):
+    """What is wrong with it, and its programs."""
+
+    what: str
+    stage: type[StageProcess] = StageProcess
+    gateway: type[GatewayProcess] = GatewayProcess
+
+
+# -- what comes in -----------------------------------------------------------------------------
+
+
+class _AnyEpoch(InGate):
+    def admits(self, envelope: Envelope) -> bool:
+        expected = self._expected
+        envelope = dataclasses.replace(
+            envelope, incarnation=expected.incarnation, epoch=expected.epoch
+        )
+        return super().admits(envelope)
+
+
+class _AnySequence(InGate):
+    def admits(self, envelope: Envelope) -> bool:
+        if check_envelope(envelope, self._expected) is Verdict.GAP:
+            envelope = dataclasses.replace(envelope, sequence=self._expected.sequence)
+        return super().admits(envelope)
+
+
+class _Twice(InGate):
+    def admits(self, envelope: Envelope) -> bool:
+        again = dataclasses.replace(self._expected, sequence=envelope.sequence)
+        if self.is_open and envelope.sequence < self._expected.sequence:
+            return check_envelope(envelope, again) is Verdict.ACCEPT
+        return super().admits(envelope)
+
+
+def _with_gate(gate: type[InGate]) -> type[StageProcess]:
+    class Loop(StageLoop):
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            super().__init__(*parts, **named)
+            _, _, _, channel, telemetry, config_hash = parts
+            self._gate = gate(config_hash, channel, telemetry, what="frame")
+
+    class Head(HeadLoop):
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            super().__init__(*parts, **named)
+            channel, telemetry, config_hash = parts[4:7]
+            self._gate = gate(config_hash, channel, telemetry, what="StepDone")
+
+    class Stage(StageProcess):
+        def make_stage_loop(self, *parts: Any, **named: Any) -> StageLoop:
+            return Loop(*parts, **named)
+
+        def make_head_loop(self, *parts: Any, **named: Any) -> HeadLoop:
+            return Head(*parts, **named)
+
+    return Stage
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+class _KeepsTables(StageProcess):
+    def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
+        class Runner(CheckedRunner):
+            def reset(self) -> None:
+                self._last_step = -1
+                self._engine.reset()
+
+        return Runner(*parts, **named)
+
+
+class _ForgetsFree(StageProcess):
+    def make_engine(self) -> ToyEngine:
+        engine = super().make_engine()
+        engine.release = lambda slot: None  # type: ignore[method-assign]
+        return engine
+
+
+class _SkipsFirst(StageProcess):
+    """After a change of epoch one value is not computed, as if it were still there."""
+
+    def make_engine(self) -> ToyEngine:
+        process = self
+
+        class Engine(ToyEngine):
+            fresh = True
+
+            def step(self, batch: Any, bundle: Bundle) -> Bundle:
+                after = process.telemetry.counters.resyncs > 1
+                if self.fresh and after and batch.tokens > 1:
+                    self.fresh = False
+                    (name,) = bundle
+                    bundle = {name: bundle[name].clone()}
+                    bundle[name][0] = 0
+                return super().step(batch, bundle)
+
+        engine = super().make_engine()
+        engine.__class__ = Engine
+        return engine
+
+
+class _ShortMemory(StageProcess):
+    """The sampler is told the prompt only: penalties count from there again."""
+
+    def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
+        class Forgetful(Sampler):
+            def adopt(self, adopt: Adopt) -> None:
+                super().adopt(adopt)
+                seen = self._slots[adopt.slot].seen
+                if seen is not None:
+                    seen._counts[:] = 0
+
+        engine, slots, sampler, *others = parts
+        return CheckedRunner(
+            engine, slots, Forgetful() if sampler is not None else None, *others, **named
+        )
+
+
+# -- who belongs to it -------------------------------------------------------------------------
+
+
+def _with_ring(ring: type[Ring]) -> type[StageProcess]:
+    class Control(HeadControl):
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            super().__init__(*parts, **named)
+            self._ring.__class__ = ring
+
+    class Stage(StageProcess):
+        def make_head_control(self, *parts: Any, **named: Any) -> HeadControl:
+            return Control(*parts, **named)
+
+    return Stage
+
+
+class _ListensAsleep(Ring):
+    """Silence counts while this stage 0 was stopped, too."""
+
+    __slots__ = ()
+
+    def lost(self, now_s: float, replace_after_s: float) -> int | None:
+        self._awake_since_s = 0.0
+        return Ring.lost(self, now_s, replace_after_s)
+
+
+class _NeverOverdue(Ring):
+    __slots__ = ()
+
+    def tick(self, now_s: float, **ages: float) -> list[Action]:
+        return Ring.tick(self, now_s, oldest_step_age_s=0.0, predicted_step_s=0.0)
+
+
+class _NoRefusal(Ring):
+    __slots__ = ()
+
+    def join(self, *args: Any, **named: Any) -> list[Action]:
+        actions = Ring.join(self, *args, **named)
+        if any(isinstance(action, Refuse) for action in actions):
+            self._retired.clear()
+            return Ring.join(self, *args, **named)
+        return actions
+
+
+class _DeafPort(GatewayPort):
+    def expire(self, now_s: float) -> list[DropOwner]:
+        return []
+
+
+class _NeverFrees(StageProcess):
+    def make_head_control(self, *parts: Any, **named: Any) -> HeadControl:
+        control = HeadControl(*parts, **named)
+        control._gateways.__class__ = _DeafPort
+        return control
+
+
+# -- what was asked ----------------------------------------------------------------------------
+
+
+class _NoReplay(StageProcess):
+    def make_scheduler(self, limits: Any) -> Scheduler:
+        class Mute(Scheduler):
+            def replay(self, *asked: Any) -> list[OwnedEvent]:
+                return []
+
+        return Mute(limits)
+
+
+class _KeepsFlights(StageProcess):
+    def make_scheduler(self, limits: Any) -> Scheduler:
+        class Stubborn(Scheduler):
+            def restart(self) -> None:
+                self._compose.restart()
+
+        return Stubborn(limits)
+
+
+def _with_journal(journal: type[Journal]) -> type[GatewayProcess]:
+    class Gateway(GatewayProcess):
+        def make_dispatcher(self, *parts: Any, **named: Any) -> Dispatcher:
+            dispatcher = Dispatcher(*parts, **named)
+            dispatcher._journal.__class__ = journal
+            return dispatcher
+
+    return Gateway
+
+
+class _AnyAttempt(Journal):
+    def take(self, replica: str, event: TokenEvent, now_s: float) -> News | Replay | None:
+        entry = self._entries.get(event.request_id)
+        if entry is not None:
+            event = event._replace(attempt=entry.attempt)
+        return super().take(replica, event, now_s)
+
+
+class _AnyPosition(Journal):
+    def take(self, replica: str, event: TokenEvent, now_s: float) -> News | Replay | None:
+        entry = self._entries.get(event.request_id)
+        if entry is not None:
+            event = event._replace(position=len(entry.emitted))
+        return super().take(replica, event, now_s)
+
+
+class _StaysLost(Journal):
+    def lost(self, replica: str) -> list[News]:
+        return []
+
+
+class _Forgets(Journal):
+    """Submits again without what the client has."""
+
+    def submit(self, entry: Entry, replica: str, now_s: float) -> Any:
+        submit = super().submit(entry, replica, now_s)
+        return dataclasses.replace(submit, ids=submit.ids[: submit.prompt_len])
+
+
+MUTANTS: dict[str, Mutant] = {
+    "any_epoch": Mutant("frames of older epochs are taken", _with_gate(_AnyEpoch)),
+    "any_sequence": Mutant("a missing frame is not missed", _with_gate(_AnySequence)),
+    "twice": Mutant("a frame that was seen before is taken again", _with_gate(_Twice)),
+    "keeps_tables": Mutant("tables outlive their epoch", _KeepsTables),
+    "forgets_free": Mutant("a stage's engine is not told of frees", _ForgetsFree),
+    "skips_first": Mutant("one value is not computed again after a change", _SkipsFirst),
+    "short_memory": Mutant("penalties forget what was said before a restart", _ShortMemory),
+    "listens_asleep": Mutant("a stopped stage 0 calls its stages lost", _with_ring(_ListensAsleep)),
+    "never_overdue": Mutant("no step is ever overdue", _with_ring(_NeverOverdue)),
+    "no_refusal": Mutant("a replaced process may come back", _with_ring(_NoRefusal)),
+    "never_frees": Mutant("a dead gateway's requests stay", _NeverFrees),
+    "no_replay": Mutant("stage 0 tells nothing twice", _NoReplay),
+    "keeps_flights": Mutant("steps in flight outlive their epoch", _KeepsFlights),
+    "any_attempt": Mutant("events of any attempt are taken", gateway=_with_journal(_AnyAttempt)),
+    "any_position": Mutant("events are taken as they come", gateway=_with_journal(_AnyPosition)),
+    "stays_lost": Mutant("a lost replica keeps its requests", gateway=_with_journal(_StaysLost)),
+    "forgets": Mutant("a request begins anew on another replica", gateway=_with_journal(_Forgets)),
+}
+
+
+def find(mutant: Mutant, seeds: Sequence[int] = range(ENOUGH)) -> tuple[int, str]:
+    """The first seed that finds it, and how; (-1, "") when none does."""
+    for seed in seeds:
+        try:
+            run(random_schedule(seed), stage_class=mutant.stage, gateway_class=mutant.gateway)
+        except Exception as error:  # however it shows
+            return seed, f"{type(error).__name__}: {error}"
+    return -1, ""
+
+
+def main() -> int:
+    logging.disable(logging.CRITICAL)
+    unfound = 0
+    wanted = sys.argv[1:] or list(MUTANTS)
+    for name in wanted:
+        seed, how = find(MUTANTS[name])
+        unfound += seed < 0
+        found = f"schedule {seed}: {how[:110]}" if seed >= 0 else f"NOT in {ENOUGH} schedules"
+        say(f"| {name:14} | {MUTANTS[name].what:48} | {found} |")
+    return 1 if unfound else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
