@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import runpy
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -40,6 +42,21 @@ from lamella_contract.wire import (
 
 TOY = Path(__file__).parent / "toy_worker.py"
 PATIENCE_S = 30.0
+
+
+def _helper(name: str) -> ModuleType:
+    """Import a file beside this one as ``pipeline_<name>``."""
+    spec = importlib.util.spec_from_file_location(
+        f"pipeline_{name}", Path(__file__).with_name(f"{name}.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_proxy = _helper("proxy")
 
 
 def free_ports(count: int) -> list[int]:
@@ -319,12 +336,17 @@ class Pods(Ring):
             http_address=f"127.0.0.1:{probes}",
             live_address=f"127.0.0.1:{live}",
             termination_log=str(self.folder / f"{name}.log"),
-            **(listens if stage == 0 else {"control_address": f"tcp://head:{self.control_port}"}),
-            **self.settings,
-            **fields,
+            **(
+                (listens if stage == 0 else {"control_address": f"tcp://head:{self.control_port}"})
+                | self.settings
+                | fields
+            ),
         )
         self.http[stage] = probes
-        environment = {"TOY_DNS": str(self.folder / "dns"), "LAMELLA_POD_UID": f"uid-{name}"}
+        environment = self.announced(stage) | {
+            "TOY_DNS": str(self.folder / "dns"),
+            "LAMELLA_POD_UID": f"uid-{name}",
+        }
         if (self.folder / f"{name}.load").exists():
             environment["TOY_LOAD"] = str(self.folder / f"{name}.load")
         path, exit_file = self.folder / f"{name}.json", self.folder / f"{name}.exit"
@@ -336,6 +358,10 @@ class Pods(Ring):
         self._forker.stdin.flush()
         pod = self.pods[name] = Pod(int(self._forker.stdout.readline()), exit_file)
         return pod
+
+    def announced(self, stage: int) -> dict[str, str]:
+        """What is added to a pod's environment."""
+        return {}
 
     def wait_ready(self) -> None:
         """By stage 0's probe: what its gateways were told may lie here unread for long."""
@@ -368,6 +394,58 @@ class Pods(Ring):
             pod.wait(timeout=10)
         self._socket.close()
         self._context.term()
+
+
+class Proxied(Pods):
+    """Pods whose every link, data and control, leads through a proxy.
+
+    `data` has the links into each stage, `control` the one of each stage but the first to stage 0.
+    """
+
+    def __init__(self, forker: subprocess.Popen[bytes], folder: Path, stages: int) -> None:
+        self.proxy = _proxy.Proxy()
+        self._listens = free_ports(stages)
+        self.data = [self.proxy.link(lambda s=s: self._listens[s]) for s in range(stages)]
+        self.control = {s: self.proxy.link(lambda: self.control_port) for s in range(1, stages)}
+        # a short suspicion saves time; nobody is given up in any test
+        super().__init__(forker, folder, stages, suspect_after_s=0.7, replace_after_s=60.0)
+
+    def announced(self, stage: int) -> dict[str, str]:
+        return {"TOY_ANNOUNCE": f"tcp://127.0.0.1:{self.data[stage].port}"}
+
+    def pod(self, name: str, stage: int, *, host: str = "127.0.0.1", **fields: Any) -> Pod:
+        fields["data_bind"] = f"tcp://127.0.0.1:{self._listens[stage]}"
+        if stage:
+            fields["control_address"] = f"tcp://127.0.0.1:{self.control[stage].port}"
+        return super().pod(name, stage, host=host, **fields)
+
+    def link(self, name: str) -> Any:
+        """``data-0`` is the link into stage 0, ``control-1`` that of stage 1 to stage 0."""
+        kind, _, stage = name.partition("-")
+        links: Any = self.data if kind == "data" else self.control
+        return links[int(stage)]
+
+    def heal(self) -> None:
+        for link in self.proxy.links:
+            link.delay_s = 0.0
+            link.heal()
+
+    def close(self) -> None:
+        super().close()
+        self.proxy.close()
+
+
+@pytest.fixture(scope="module")
+def proxied(
+    forker: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
+    """A pipeline of three pods with a proxy between them, whose tests heal what they hurt."""
+    pods = Proxied(forker, tmp_path_factory.mktemp("proxied"), 3)
+    try:
+        pods.wait_ready()
+        yield pods
+    finally:
+        pods.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ something out changes the answer. `next_token` is the oracle.
 
 Run as `python toy_worker.py stage-0.json stage-1.json ...`, or with no file to fork workers when
 told. The file that TOY_DNS names holds what stage 0's name means, a JSON list of addresses; an
-empty one is a DNS that is down. TOY_LOAD names a pipe: loading takes until its other end is closed,
-and fails if the kind of an error is written.
+empty one is a DNS that is down. TOY_ANNOUNCE is where others are to send this stage's frames,
+instead of where it listens: a proxy is there. TOY_LOAD names a pipe: loading takes until its other
+end is closed, and fails if the kind of an error is written.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import torch
 from lamella_contract.config import StageConfig
 from lamella_contract.errors import OutOfMemory, from_kind
 from lamella_worker.batch import Bundle, StepBatch
+from lamella_worker.process import run
 from lamella_worker.process.nursery import Nursery
 from lamella_worker.process.pulse import Pulse
-from lamella_worker.process.run import run_stage
 from lamella_worker.process.telemetry import Telemetry
+from lamella_worker.transport import PullLink
 
 VOCABULARY = 97
 POISON = 13
@@ -93,8 +95,18 @@ def resolve(host: str) -> list[str]:
     return addresses
 
 
+class Proxied(PullLink):
+    """Listens as ever, and tells others to dial the proxy."""
+
+    @property
+    def address(self) -> str:
+        return os.environ["TOY_ANNOUNCE"]
+
+
 def stage_main(config: StageConfig, pulse: Pulse) -> int:
-    return run_stage(config, pulse, load, resolve)
+    if "TOY_ANNOUNCE" in os.environ:
+        run.PullLink = Proxied  # type: ignore[misc]
+    return run.run_stage(config, pulse, load, resolve)
 
 
 def work(paths: list[str]) -> int:
