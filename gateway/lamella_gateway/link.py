@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -39,6 +40,9 @@ DRAINING = "draining"  # how the reason of a pipeline begins that ends what it h
 HELLO_EVERY_S = 1.0  # also our heartbeat: stage 0 frees the requests of a gateway that died
 HELLO_OTHERS_EVERY_S = 5.0  # to stage 0s of another revision: they answer, and that is all
 STATUS_FRESH_S = 1.0  # a status older than this says nothing any more
+# ZeroMQ dials again after what it takes for a lost connection, not after bytes that made no sense,
+# and a connection may be dead without saying so. One to a stage 0 that is stopped is left longer.
+DIAL_AGAIN_S, DIAL_AGAIN_CONNECTED_S = 3.0, 10.0
 # Submits wait in the socket for at most as long as TCP is slow; IMMEDIATE keeps them from waiting
 # for a peer that is not there.
 SEND_HIGH_WATER = 65_536
@@ -48,6 +52,7 @@ RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 CONNECT_MS = 500
 HANDSHAKE_MS = 2_000
 UNACKNOWLEDGED_MS = 10_000  # a node that lost its power says nothing, and TCP alone waits minutes
+MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 _log = logging.getLogger(__name__)
 
@@ -93,15 +98,8 @@ class Link:
         self._news = news
         self._loop = loop
         self._read_soon = False
-        self._socket = _dealer(context, identity, keys)
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        )
-        loop.add_reader(_option(self._socket, zmq.FD), self._readable)
-        loop.add_reader(_option(self._monitor, zmq.FD), self._monitored)
-        self._socket.setsockopt(zmq.IPV6, int("[" in address))
-        self._socket.connect(address)
-        loop.call_soon(self._monitored)
+        self._new_socket = partial(_dealer, context, identity, keys)
+        self._dial()
 
     def ready(self, now_s: float) -> bool:
         """Whether a request submitted now would be served."""
@@ -159,6 +157,11 @@ class Link:
         """Say hello if it is time to."""
         if self.ready(now_s) or self.drains(now_s):
             self._served_s = now_s
+        patience_s = DIAL_AGAIN_CONNECTED_S if self.connected else DIAL_AGAIN_S
+        if now_s - self._heard_s > patience_s:
+            self.close(linger_ms=0)
+            self._dial()
+            self._unconnected("stage 0 is silent")
         every_s = HELLO_OTHERS_EVERY_S if self.is_other else HELLO_EVERY_S
         if self.connected and now_s - self._hello_s >= every_s:
             self._hello_s = now_s
@@ -166,11 +169,28 @@ class Link:
 
     def close(self, linger_ms: int = 200) -> None:
         """Hang up; what was sent gets ``linger_ms`` to leave."""
-        self._loop.remove_reader(_option(self._socket, zmq.FD))
-        self._loop.remove_reader(_option(self._monitor, zmq.FD))
+        for socket in (self._socket, self._monitor):
+            self._loop.remove_reader(_option(socket, zmq.FD))
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=linger_ms)
+
+    def _dial(self) -> None:
+        self._heard_s = self._loop.time()  # the last sign of stage 0, or when it was dialled
+        self._socket = self._new_socket()
+        self._monitor = self._socket.get_monitor_socket(MONITORED)
+        for socket, read in ((self._socket, self._readable), (self._monitor, self._monitored)):
+            self._loop.add_reader(_option(socket, zmq.FD), read)
+        self._socket.setsockopt(zmq.IPV6, int("[" in self.address))
+        self._socket.connect(self.address)
+        self._loop.call_soon(self._monitored)
+
+    def _unconnected(self, why: str) -> None:
+        """What was submitted on a connection that is gone goes out again."""
+        if self.connected:
+            self.connected = self.is_other = False
+            self.status = None
+            self._news.lost(self.address, why)
 
     def _schedule_read(self) -> None:
         if not self._read_soon:
@@ -195,6 +215,7 @@ class Link:
                 _log.warning("a frame was refused", extra={"why": str(reason)})
 
     def _receive(self, envelope: Envelope, message: Message) -> None:
+        self._heard_s = self._loop.time()
         if isinstance(message, Reject):
             self._refused(f"stage 0 refuses this gateway: {message.reason}")
             return
@@ -243,15 +264,14 @@ class Link:
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.connected = True
+                self._heard_s = self._loop.time()
                 self._problem = ""
                 self._hello_s = float("-inf")
                 self.beat(self._loop.time())
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._problem = "stage 0 does not accept this gateway's key"
-            elif self.connected:
-                self.connected = self.is_other = False
-                self.status = None
-                self._news.lost(self.address, "the connection to stage 0 was lost")
+            else:
+                self._unconnected("the connection to stage 0 was lost")
             self._news.status(self.address)
 
 

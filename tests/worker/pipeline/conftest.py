@@ -239,7 +239,11 @@ class Ring:
         return time.monotonic() - began
 
     def pid(self, stage: int) -> int:
-        return int(self.status(stage)["pid"])
+        """0 while the stage's process does not answer."""
+        try:
+            return int(self.status(stage)["pid"])
+        except OSError:
+            return 0
 
     def close(self) -> None:
         assert self.worker is not None
