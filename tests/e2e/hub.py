@@ -38,7 +38,7 @@ class Hub(BaseHTTPRequestHandler):
         siblings = []
         for name in sorted(os.listdir(FOLDER)):
             size = os.path.getsize(os.path.join(FOLDER, name))
-            entry = {"rfilename": name, "size": size, "blobId": digest(name)[:40]}
+            entry = {"rfilename": name, "size": size, "blobId": git_hash(name)}
             if name.endswith(".safetensors"):
                 entry["lfs"] = {"sha256": digest(name), "size": size, "pointerSize": 130}
             siblings.append(entry)
@@ -50,7 +50,7 @@ class Hub(BaseHTTPRequestHandler):
         if not os.path.isfile(path):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         size = os.path.getsize(path)
-        tag = digest(name) if name.endswith(".safetensors") else digest(name)[:40]
+        tag = etag(name)
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name.endswith(".safetensors"):
             headers |= {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{digest(name)}"'}
@@ -73,9 +73,22 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
+def etag(name):
+    return digest(name) if name.endswith(".safetensors") else git_hash(name)
+
+
 def digest(name):
+    return hashlib.sha256(read(name)).hexdigest()
+
+
+def git_hash(name):
+    data = read(name)
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def read(name):
     with open(os.path.join(FOLDER, name), "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        return file.read()
 
 
 ThreadingHTTPServer(("", PORT), Hub).serve_forever()

@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from e2e_kube import Kube, Object, environment, wait_for
 
@@ -87,6 +88,7 @@ def hub_manifests(script: str) -> list[Object]:
     """The small hub: a Deployment of one pod that serves the tiny model's folder, and a Service."""
     meta = {"name": "hub", "namespace": "lamella-e2e-hub"}
     labels = {"app": "hub"}
+    changes = {"script": str(crc32(script.encode()))}  # another script is another pod
     container = {
         "name": "hub",
         "image": WORKER,
@@ -117,7 +119,10 @@ def hub_manifests(script: str) -> list[Object]:
             "spec": {
                 "replicas": 1,
                 "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod},
+                "template": {
+                    "metadata": {"labels": labels, "annotations": changes},
+                    "spec": pod,
+                },
             },
         },
     ]
