@@ -2,8 +2,9 @@
 
 Times come from the moment at which each line of the log and each piece of an answer arrived:
 
-* detect: until the first word that something is wrong;
-* restart: from there until the (last) process was forked, the back-off included;
+* detect: until the first word that something is wrong, or until /health says so;
+* back-off: what the parent waits on purpose before a process that ends often is started again;
+* restart: the rest of the time until the (last) process was forked;
 * load: from there until stage 0 knows the slice loaded and connects the ring;
 * replay: from there (a stopped process: from when it goes on) until the first new token of any
   stream: links, probe, recomputation.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ DETECTED = (
 STARTED = "stage started"
 CONNECTED = "the ring is connected anew"
 LISTENING = "listening"
+BACK_OFF = re.compile(r"started again .*delay_s=([0-9.]+)")
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class Fault:
     at_s: float
     over_s: float = 0.0  # when the last blow fell, or what was stopped went on
     detect_s: float | None = None
+    wait_s: float | None = None
     restart_s: float | None = None
     load_s: float | None = None
     replay_s: float | None = None
@@ -100,7 +104,10 @@ def stop_a_while(server: Server, load: Load, draw: random.Random, fault: Fault) 
     pid = server.pids()[draw.randrange(server.stages)]
     _hit(fault)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(STOPPED_S)
+    while (now_s := time.monotonic()) < fault.at_s + STOPPED_S:
+        if fault.detect_s is None and not server.healthy():
+            fault.detect_s = time.monotonic() - fault.at_s
+        time.sleep(max(0.0, min(0.05, fault.at_s + STOPPED_S - now_s)))
     os.kill(pid, signal.SIGCONT)
     fault.over_s = time.monotonic()
 
@@ -198,7 +205,12 @@ def _parts(server: Server, fault: Fault, first_s: float, marker: str) -> None:
     marked = [x.at_s for x in lines if marker in x.text]
     start_s = started[-1] if started else None
     mark_s = marked[-1] if marked else None
-    fault.detect_s = until(detected, fault.at_s)
+    if fault.detect_s is None:
+        fault.detect_s = until(detected, fault.at_s)
+    waits = [float(match[1]) for x in lines if (match := BACK_OFF.search(x.text))]
+    fault.wait_s = max(waits, default=None)
     fault.restart_s = until(start_s, detected)
+    if fault.restart_s is not None and fault.wait_s is not None:
+        fault.restart_s = max(0.0, fault.restart_s - fault.wait_s)
     fault.load_s = until(mark_s, start_s)
     fault.replay_s = until(first_s, mark_s if kind_marks(fault.kind) else fault.over_s)

@@ -14,6 +14,7 @@ from benchmarks.recovery_faults import KINDS, Fault
 
 PARTS: tuple[tuple[str, Callable[[Fault], float | None]], ...] = (
     ("detect", lambda fault: fault.detect_s),
+    ("back-off", lambda fault: fault.wait_s),
     ("restart", lambda fault: fault.restart_s),
     ("load", lambda fault: fault.load_s),
     ("replay", lambda fault: fault.replay_s),
