@@ -104,9 +104,9 @@ class Watches:
             one = listed(kind, event["object"])
             now_s = time.monotonic()
             gone = text(event, "type") == "DELETED"
-            self._ledger.delivered(scope, kind.kind, one, now_s, gone=gone)
+            news = self._ledger.delivered(scope, kind.kind, one, now_s, gone=gone)
             self.last_event_s[scope] = now_s
-            if one.key is not None:
+            if news and one.key is not None:
                 self._wake(one.key)
 
         return seen

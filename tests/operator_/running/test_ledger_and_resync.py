@@ -42,6 +42,9 @@ CASES = {
     "told while the list was under way": Case([("2", 11, False)], [seen("1")], False, False),
     "deleted and not told": Case([("1", 5, False)], [], True, False),
     "made while the list was under way": Case([("1", 11, False)], [], False, False),
+    "deleted and told while the list was under way": Case(
+        [("1", 5, False), ("1", 11, True)], [seen("1")], False, False
+    ),
     "deleted and told": Case([("1", 5, False), ("1", 6, True)], [], False, False),
 }
 
@@ -63,6 +66,27 @@ def test_a_debt_ends_with_the_event_or_with_the_object() -> None:
     assert ledger.lag_s("", 52) == 42
     ledger.compare("", "Pod", [seen(uid="a")], 60, 60)
     assert ledger.lag_s("", 61) == 0
+
+
+def test_what_a_watch_that_began_anew_tells_again_is_no_news() -> None:
+    ledger = Ledger()
+    assert ledger.delivered("", "Pod", seen("1"), 1)
+    assert not ledger.delivered("", "Pod", seen("1"), 2)
+    assert ledger.compare("", "Pod", [seen("2")], 3, 3) == {KEY}
+    assert not ledger.delivered("", "Pod", seen("2"), 4), "the LIST has told of it"
+    assert ledger.lag_s("", 50) == 0
+    assert ledger.delivered("", "Pod", seen("3"), 5)
+    assert ledger.delivered("", "Pod", seen("3"), 6, gone=True)
+    assert ledger.delivered("", "Pod", seen("3"), 7), "made again, or told out of order"
+
+
+def test_a_models_objects_share_its_key() -> None:
+    ledger = Ledger()
+    for uid in "abc":
+        one = ModelKey("ai", "".join(["ti", "ny"]), "uid-m")
+        ledger.delivered("", "Pod", Listed(uid, "1", one), 1)
+    first, *others = ledger.keys("Pod")
+    assert all(other is first for other in others)
 
 
 def test_scopes_and_kinds_are_apart() -> None:
