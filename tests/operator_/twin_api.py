@@ -58,7 +58,7 @@ class Store:
         self.writes: list[tuple[str, str]] = []
         self.asked: list[tuple[str, str]] = []
         self.before: Callable[[str, str, Any], Answer | None] = lambda method, path, body: None
-        self._versions = itertools.count(1)
+        self._versions = itertools.count(2)
         self._uids = itertools.count(1)
 
     async def renew_credentials(self) -> None: ...
@@ -136,6 +136,9 @@ class Store:
             stored["metadata"]["resourceVersion"] = str(next(self._versions))
             return ok(stored)
         old = self.objects.get(path, {}).get("metadata", {})
+        wanted = body["metadata"].get("resourceVersion")
+        if old and wanted not in (None, old["resourceVersion"]):
+            return status(409, "Conflict", "the object has been modified")
         return ok(self.put_in(body, **({"uid": old["uid"]} if old else {})))
 
     def _delete(self, path: str, query: Object, body: Object) -> Answer:

@@ -24,6 +24,7 @@ from lamella_operator.views import Manifest, Observed, Refusal
 
 log = logging.getLogger(__name__)
 
+NO_VERSION = "1"  # a resourceVersion that no object has: etcd counts from 2 on
 COLLECTED_S = 2.0  # until a deleted model's object is expected to be gone
 
 
@@ -136,12 +137,12 @@ class _Deed:
         namespace = self.observed.model.namespace
         try:
             if not self._is_ours(kind, name):
-                live = await self._live(kind, name)
-                stranger = None if live is None else self._stranger(live, manifest)
+                stranger = await self._make(kind, name, manifest)
                 if stranger is not None:
                     self._refuse(stranger)
                     return False
-            await self.client.apply(kind, namespace, name, manifest)
+            else:
+                await self.client.apply(kind, namespace, name, manifest)
         except ApiError as error:
             if not is_refusal(error):
                 raise
@@ -150,6 +151,23 @@ class _Deed:
         self.acted.writes += 1
         log.info("applied", extra={"kind": kind.kind, "object": name})
         return True
+
+    async def _make(self, kind: Kind, name: str, manifest: Manifest) -> Refusal | None:
+        """Apply what was not seen; why not, when the name is a stranger's.
+
+        Only a conflict costs a look at whose it is; an object that is there always conflicts.
+        """
+        namespace = self.observed.model.namespace
+        new = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": NO_VERSION}}
+        try:
+            await self.client.apply(kind, namespace, name, new)
+        except Conflict:
+            live = await self._live(kind, name)
+            stranger = None if live is None else self._stranger(live, manifest)
+            if stranger is not None:
+                return stranger
+            await self.client.apply(kind, namespace, name, manifest)
+        return None
 
     async def _delete(self, action: Delete) -> bool:
         kind = BY_NAME[action.kind]

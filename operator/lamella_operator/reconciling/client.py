@@ -108,15 +108,19 @@ class Client:
         labels: str = "",
         fields: str = "",
         accept: str = JSON,
+        few: bool = False,
     ) -> list[T]:
         """``keep(object)`` of each object; namespace "" is all of them.
 
-        Read page by page, so that no more than `PAGE` whole objects are in memory at once.
+        Read page by page, so that no more than `PAGE` whole objects are in memory at once; not so
+        when ``few`` are expected: many API servers answer from memory what has no limit, and read
+        what has one from etcd, the whole namespace for the few that are selected.
         """
-        query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
+        limit = "" if few else str(PAGE)
+        query = {"limit": limit, "labelSelector": labels, "fieldSelector": fields}
         for restart in range(RESTARTS + 1):
             if restart == RESTARTS:
-                del query["limit"]  # pages expire faster than we read: all at once
+                query["limit"] = ""  # pages expire faster than we read: all at once
             try:
                 return await self._pages(kind, namespace, query, keep, accept)
             except Expired:
@@ -135,7 +139,11 @@ class Client:
     async def apply(
         self, kind: Kind, namespace: str, name: str, manifest: Manifest, sub: str = ""
     ) -> Document:
-        """Server-side apply; fields that others hold are taken over."""
+        """Server-side apply; fields that others hold are taken over.
+
+        With a resourceVersion in ``manifest`` it raises `Conflict` for an object of another one,
+        and makes one that is not there all the same.
+        """
         return await self.call(
             "PATCH",
             kind.path(namespace, name, sub),

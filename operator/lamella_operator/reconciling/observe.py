@@ -26,7 +26,7 @@ REFUSED_S = 600.0  # after which nodes are asked for again when that was refused
 ROLES_OWNED = (names.ROLE_STAGE, names.ROLE_INSPECTOR)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True, weakref_slot=True)
 class ModelKey:
     """One ShardedModel; a later one of the same name has another UID and is another key."""
 
@@ -102,7 +102,7 @@ class Observer:
         labels = selector({names.LABEL_MODEL_UID: key.uid})
         listed = await asyncio.gather(
             *(
-                self.client.list_objects(kind, key.namespace, keep=_whole, labels=labels)
+                self.client.list_objects(kind, key.namespace, keep=_whole, labels=labels, few=True)
                 for kind in kinds
             )
         )
