@@ -13,7 +13,8 @@ from functools import partial
 
 from lamella_contract.errors import WireError
 from lamella_contract.wire import Sampling, decode_envelope
-from lamella_worker.head import HeadLoop
+from lamella_worker.head import UNKNOWN_STEP_S, HeadLoop
+from lamella_worker.membership.ring import STEP_OVERDUE_FACTOR
 
 from .engine import EOS, prompt_of
 from .gateway_process import GatewayProcess, Record
@@ -24,6 +25,9 @@ from .world import MAX_MODEL_LEN, Place, World
 log = logging.getLogger(__name__)
 
 RECOVERY_S = 8.0  # at most, from the end of a fault to the next token
+FIRST_STEPS_S = UNKNOWN_STEP_S * STEP_OVERDUE_FACTOR
+"""A frame that is lost with none behind it is missed when its step is overdue, and how long a step
+takes nobody knows at first."""
 GATEWAY_FREED_S = 5.0 + 0.25 + 0.1
 
 
@@ -254,7 +258,7 @@ class Faults:
         connection = self._connection(a)
         if connection is None or connection.half_dead:
             return False
-        self._hurt(0.0)
+        self._hurt(FIRST_STEPS_S if isinstance(connection.listener, Pull) else 6.0)
         connection.break_off()
         return True
 
@@ -268,7 +272,8 @@ class Faults:
         is_data = isinstance(connection.listener, Pull)
         pipe: Pipe = connection.up if is_data or c % 2 else connection.down
         pipe.tricks.append(trick)
-        self._hurt(6.0)  # a request that is lost on its way is missed after five seconds
+        # a request that is lost on its way is missed after five seconds
+        self._hurt(FIRST_STEPS_S if is_data else 6.0)
         return True
 
     def _echo(self, a: int, b: int, c: int) -> bool:

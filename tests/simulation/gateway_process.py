@@ -245,7 +245,7 @@ class GatewayProcess:
 
     def _start(self, coroutine: Any) -> None:
         self._coroutines.append(coroutine)
-        self.loop.create_task(coroutine)
+        self.loop.create_task(coroutine).add_done_callback(_raise_what_it_raised)
 
     def submit(self, record: Record) -> None:
         """A client asks."""
@@ -316,3 +316,9 @@ class GatewayProcess:
     def go_on(self) -> None:
         self.process.go_on()
         self.net.flow()
+
+
+def _raise_what_it_raised(task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raise error

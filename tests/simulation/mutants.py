@@ -38,7 +38,7 @@ from .engine import ToyEngine
 from .gateway_process import GatewayProcess
 from .run import say
 from .schedule import random_schedule
-from .stage_process import CheckedRunner, StageProcess
+from .stage_process import CheckedHeadLoop, CheckedRunner, CheckedStageLoop, StageProcess
 
 ENOUGH = 600
 
@@ -79,13 +79,13 @@ class _Twice(InGate):
 
 
 def _with_gate(gate: type[InGate]) -> type[StageProcess]:
-    class Loop(StageLoop):
+    class Loop(CheckedStageLoop):
         def __init__(self, *parts: Any, **named: Any) -> None:
             super().__init__(*parts, **named)
             _, _, _, channel, telemetry, config_hash = parts
             self._gate = gate(config_hash, channel, telemetry, what="frame")
 
-    class Head(HeadLoop):
+    class Head(CheckedHeadLoop):
         def __init__(self, *parts: Any, **named: Any) -> None:
             super().__init__(*parts, **named)
             channel, telemetry, config_hash = parts[4:7]

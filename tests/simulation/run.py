@@ -7,6 +7,7 @@ again, with ``--trace`` line by line. Exit status 1 when there was one.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -82,6 +83,7 @@ def many(first: int, count: int, jobs: int) -> tuple[Outcome, list[Failure]]:
 
 def _chunk(seeds: range) -> tuple[Outcome, list[Failure]]:
     logging.disable(logging.CRITICAL)
+    gc.freeze()  # torch's and the code's own objects are never garbage: not to be gone through
     total, failures = Outcome(), []
     for seed in seeds:
         try:

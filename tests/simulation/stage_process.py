@@ -6,7 +6,7 @@ Put together as `process.run` does it. Subclasses (mutants) replace one part by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -14,7 +14,7 @@ import zmq
 from lamella_contract.config import StageConfig
 from lamella_contract.errors import StageReplaced
 from lamella_contract.names import stage_role
-from lamella_contract.wire import StepHeader
+from lamella_contract.wire import StepDone, StepHeader, decode_envelope
 from lamella_worker.head import PROBE_STEP, HeadLoop
 from lamella_worker.links import OutLink
 from lamella_worker.membership.control import StageControl
@@ -114,6 +114,43 @@ class CheckedRunner(StepRunner):
         return super().run(header, inputs)
 
 
+class CheckedStageLoop(StageLoop):
+    """What is computed was sent under the epoch that this stage was last told."""
+
+    def _take(self, parts: Sequence[memoryview]) -> None:
+        self._came = parts
+        super()._take(parts)
+
+    def _step(self, header: StepHeader, parts: Sequence[memoryview]) -> None:
+        check_epoch(self._came, self._out)
+        super()._step(header, parts)
+
+
+class CheckedHeadLoop(HeadLoop):
+    """The same for results."""
+
+    _came: Sequence[memoryview] = ()
+
+    def _take(self, parts: Sequence[memoryview]) -> None:
+        self._came = parts
+        super()._take(parts)
+        self._came = ()
+
+    def _finish(self, done: StepDone) -> None:
+        if self._came:
+            check_epoch(self._came, self._out)
+        super()._finish(done)
+
+
+def check_epoch(came: Sequence[memoryview], out: OutLink | None) -> None:
+    """A stage sends under the epoch that it is in."""
+    assert out is not None
+    got, want = decode_envelope(came[0]), out._envelope
+    assert (got.incarnation, got.epoch) == (want.incarnation, want.epoch), (
+        f"a frame of epoch {got.epoch} is taken in epoch {want.epoch}"
+    )
+
+
 class StageProcess:
     """`ended` is called when it ends by itself, with why: "drained" or "replaced"."""
 
@@ -189,10 +226,10 @@ class StageProcess:
         return CheckedRunner(*parts, **named)
 
     def make_stage_loop(self, *parts: Any, **named: Any) -> StageLoop:
-        return StageLoop(*parts, **named)
+        return CheckedStageLoop(*parts, **named)
 
     def make_head_loop(self, *parts: Any, **named: Any) -> HeadLoop:
-        return HeadLoop(*parts, **named)
+        return CheckedHeadLoop(*parts, **named)
 
     def make_out(self, *parts: Any) -> OutLink:
         return OutLink(*parts)
