@@ -12,6 +12,7 @@ The end (a signal, or the loss of the lease) goes backwards; a signal empties th
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -152,6 +153,8 @@ class App:
                 group.create_task(self.supervisor.keep(scope))  # 3
             group.create_task(self.resync.run())
             group.create_task(self._watch_schema())
+            gc.collect()
+            gc.freeze()  # modules live for ever: the collector looks at what is new, and more often
             self.waiting_for = ""
             await self.leadership.acquire()  # 4
             group.create_task(self.leadership.keep())

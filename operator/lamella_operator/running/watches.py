@@ -24,6 +24,7 @@ from lamella_operator.reconciling.client import JSON, METADATA_ONLY
 from lamella_operator.reconciling.kinds import MODEL, WATCHED, Kind
 from lamella_operator.reconciling.observe import ModelKey
 from lamella_operator.reconciling.parse import text
+from lamella_operator.running import trimming
 from lamella_operator.running.ledger import Ledger
 from lamella_operator.running.resync import label_selector, listed
 
@@ -121,12 +122,17 @@ async def _ask_for_metadata(
 
 
 class _Answer(aiohttp.ClientResponse):
-    """A list of no metadata has ``items: null``, of which kopf knows nothing."""
+    """A list of no metadata has ``items: null``, of which kopf knows nothing. All is trimmed."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        self.content = trimming.Lines(self.content)  # type: ignore[assignment]
+        return self
 
     async def json(self, **how: Any) -> Any:
         document = await super().json(**how)
-        if isinstance(document, dict) and "items" in document and document["items"] is None:
-            document["items"] = []
+        if isinstance(document, dict) and "items" in document:
+            document["items"] = [trimming.item(one) for one in document["items"] or ()]
         return document
 
 
