@@ -404,6 +404,32 @@ def test_what_a_deleted_model_of_that_name_left_is_waited_for(lab: Lab) -> None:
     assert service["metadata"]["ownerReferences"][0]["uid"] == "uid-m"
 
 
+def test_what_is_made_for_the_first_time_costs_one_request(lab: Lab) -> None:
+    lab.run(Apply(thing("Service", "tiny")))
+    path = "/api/v1/namespaces/ai/services/tiny"
+    (asked,) = [one for one in lab.store.asked if one[1].startswith(path)]
+    assert asked[0] == "PATCH"
+    assert lab.store.named("Service") == ["tiny"]
+
+
+def test_what_is_ours_and_was_not_seen_is_applied(lab: Lab) -> None:
+    ours = thing("Service", "tiny")
+    del ours["metadata"]["labels"]  # so that no LIST by labels shows it
+    lab.store.put_in(ours)
+    lab.run(Apply(thing("Service", "tiny")))
+    assert lab.seen[-1].refusals == ()
+    (service,) = (one for path, one in lab.store.objects.items() if "/services/" in path)
+    assert service["metadata"]["labels"][names.LABEL_MODEL_UID] == "uid-m"
+
+
+def test_one_models_lists_have_no_pages(lab: Lab) -> None:
+    """Many API servers read the whole namespace from etcd for a page of a selection."""
+    lab.run()
+    lists = [path for method, path in lab.store.asked if "labelSelector" in path]
+    assert lists
+    assert not any("limit=" in path for path in lists)
+
+
 def test_an_object_of_another_uid_is_not_deleted(lab: Lab) -> None:
     lab.store.put_in(pod("tiny-0-0-a"))
     lab.run(Delete("Pod", "tiny-0-0-a", "uid-older"))
