@@ -13,6 +13,7 @@ from kube_operator_lab import Lab, lab_in
 from kube_processes import wait_for
 
 from lamella_contract import names
+from lamella_operator import reasons
 
 if TYPE_CHECKING:
     from kube_control_plane import ControlPlane
@@ -118,6 +119,21 @@ def test_what_others_edit_is_undone_except_in_pods(lab: Lab) -> None:
     assert lab.uids().items() >= before.items()
     images = {pod["spec"]["containers"][0]["image"] for pod in lab.pods().values()}
     assert "mirror/worker:test" in images
+
+
+def test_a_service_of_somebody_else_is_not_taken_over(lab: Lab) -> None:
+    theirs = {"metadata": {"name": "tiny"}, "spec": {"ports": [{"port": 80}]}}  # nothing of ours
+    made = lab.api.request("POST", lab.path("services"), theirs)
+    lab.started()
+    lab.make()
+    wait_for(
+        lambda: lab.model().get("status", {}).get("reason") == reasons.NAME_CONFLICT or None,
+        reasons.NAME_CONFLICT,
+    )
+    there = lab.api.request("GET", lab.path("services", "tiny"))
+    assert there["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
+    lab.api.request("DELETE", lab.path("services", "tiny"))
+    lab.wait_ready()
 
 
 def test_a_model_that_is_deleted_while_no_operator_runs_leaves_nothing(lab: Lab) -> None:

@@ -6,13 +6,13 @@ takes: when a thousand models start, thousands of events wait. Knows no kopf and
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import msgspec
 
 _TRIMMED = frozenset({"ADDED", "MODIFIED", "DELETED", "BOOKMARK"})
-_KEPT = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
 
 
 class Chunks(Protocol):
@@ -41,8 +41,16 @@ class _Event(msgspec.Struct):
     object: msgspec.Raw
 
 
+class _Page(msgspec.Struct, rename="camel"):
+    api_version: str
+    kind: str
+    metadata: msgspec.Raw
+    items: list[_Thing] | msgspec.UnsetType | None = msgspec.UNSET
+
+
 _events = msgspec.json.Decoder(_Event)
 _things = msgspec.json.Decoder(_Thing)
+_pages = msgspec.json.Decoder(_Page)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,12 +66,23 @@ def event(line: bytes) -> bytes:
     return _encode({"type": found.type, "object": thing})
 
 
-def item(document: object) -> object:
-    """One object of a list."""
-    meta = document.get("metadata") if isinstance(document, Mapping) else None
-    if not isinstance(document, Mapping) or not isinstance(meta, Mapping):
-        return document
-    return {**document, "metadata": {key: meta[key] for key in _KEPT if key in meta}}
+def document(body: bytes) -> Any:
+    """What a request answers, as `json.loads` would have it; a list's items are trimmed.
+
+    A list of no metadata says ``items: null``, which becomes an empty list.
+    """
+    try:
+        page = _pages.decode(body)
+    except msgspec.DecodeError:
+        return json.loads(body)
+    if page.items is msgspec.UNSET:
+        return json.loads(body)
+    return {
+        "apiVersion": page.api_version,
+        "kind": page.kind,
+        "metadata": msgspec.json.decode(page.metadata),
+        "items": msgspec.to_builtins(page.items or []),
+    }
 
 
 class Lines:

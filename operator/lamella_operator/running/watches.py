@@ -122,7 +122,7 @@ async def _ask_for_metadata(
 
 
 class _Answer(aiohttp.ClientResponse):
-    """A list of no metadata has ``items: null``, of which kopf knows nothing. All is trimmed."""
+    """Trimmed; and a list of no metadata has ``items: null``, of which kopf knows nothing."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         await super().start(connection)
@@ -130,10 +130,7 @@ class _Answer(aiohttp.ClientResponse):
         return self
 
     async def json(self, **how: Any) -> Any:
-        document = await super().json(**how)
-        if isinstance(document, dict) and "items" in document:
-            document["items"] = [trimming.item(one) for one in document["items"] or ()]
-        return document
+        return trimming.document(await self.read())
 
 
 class _NoMemories(ResourceMemories):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lamella_operator.running.trimming import Lines, item
+from lamella_operator.running.trimming import Lines, document
 
 META = {"name": "a", "uid": "u", "resourceVersion": "7", "labels": {"x": "y"}}
 WHOLE = {"kind": "P", "metadata": {**META, "managedFields": [{"fieldsV1": {"f:a": {}}}]}}
@@ -48,13 +48,27 @@ def test_what_is_no_event_is_passed_on(text: bytes) -> None:
     assert told(text, 5) == text
 
 
+LIST = {"apiVersion": "v1", "kind": "L", "metadata": {"resourceVersion": "9", "continue": "x"}}
+
+
 @pytest.mark.parametrize(
     ("whole", "small"),
-    [(WHOLE, SMALL), ({"metadata": None}, {"metadata": None}), ("odd", "odd")],
-    ids=["whole", "without metadata", "odd"],
+    [
+        ({**LIST, "items": [WHOLE, WHOLE]}, {**LIST, "items": [SMALL, SMALL]}),
+        ({**LIST, "items": None}, {**LIST, "items": []}),
+        (ERROR["object"], ERROR["object"]),
+        ({**LIST, "items": [{"metadata": 3}]}, {**LIST, "items": [{"metadata": 3}]}),
+        (LIST, LIST),
+    ],
+    ids=["list", "list of nothing", "error", "odd", "no list"],
 )
 def test_items_of_a_list_are_trimmed(whole: Any, small: Any) -> None:
-    assert item(whole) == small
+    assert document(json.dumps(whole).encode()) == small
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expecting value"):
+        document(b"<html>")
 
 
 def test_everything_else_is_the_bodys_own() -> None:
