@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from lamella_contract import names
+from lamella_operator.reconciling import trimming
 from lamella_operator.reconciling.failures import RETRIED, ApiError, Expired, from_answer
 from lamella_operator.reconciling.kinds import Kind
 from lamella_operator.views import Manifest
@@ -226,7 +227,7 @@ class Client:
             why = str(error) or type(error).__name__
             raise ApiError(0, "NoAnswer", f"{method} {url}: {why}") from error
         self._counted(*counted_as, answer.status)
-        document = _json(answer.body)
+        document = _json(answer.body, trimmed=headers["Accept"] == METADATA_ONLY)
         if 200 <= answer.status < 300 and isinstance(document, dict):
             return document
         status = answer.status if answer.status >= 300 else 502  # a cut body is no answer
@@ -261,8 +262,8 @@ def selector(pairs: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
     return ",".join(f"{key}={value}" for key, value in items)
 
 
-def _json(body: bytes) -> object:
+def _json(body: bytes, *, trimmed: bool) -> object:
     try:
-        return json.loads(body)
+        return trimming.document(body) if trimmed else json.loads(body)
     except ValueError:
         return None

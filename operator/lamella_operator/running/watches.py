@@ -20,11 +20,11 @@ import aiohttp
 import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
+from lamella_operator.reconciling import trimming
 from lamella_operator.reconciling.client import JSON, METADATA_ONLY
 from lamella_operator.reconciling.kinds import MODEL, WATCHED, Kind
 from lamella_operator.reconciling.observe import ModelKey
 from lamella_operator.reconciling.parse import text
-from lamella_operator.running import trimming
 from lamella_operator.running.ledger import Ledger
 from lamella_operator.running.resync import label_selector, listed
 

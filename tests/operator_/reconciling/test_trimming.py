@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lamella_operator.running.trimming import Lines, document
+from lamella_operator.reconciling.trimming import Lines, document
 
 META = {"name": "a", "uid": "u", "resourceVersion": "7", "labels": {"x": "y"}}
 WHOLE = {"kind": "P", "metadata": {**META, "managedFields": [{"fieldsV1": {"f:a": {}}}]}}

@@ -1,7 +1,8 @@
-"""What a watch receives, cut down to what is looked at, before anything else decodes it.
+"""Metadata that the API server sends, cut down to what is looked at while it is decoded.
 
-Metadata comes with ``managedFields``, which as Python objects take ten times what all the rest
-takes: when a thousand models start, thousands of events wait. Knows no kopf and no model.
+It comes with ``managedFields``, which as Python objects take ten times what all the rest takes:
+when a thousand models start, thousands of events wait, and a page of a LIST has hundreds of
+objects. Knows no kopf and no model.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class _Metadata(msgspec.Struct, rename="camel", omit_defaults=True):
     uid: str = ""
     resource_version: str = ""
     labels: dict[str, str] | None = None
+    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
 
