@@ -97,13 +97,15 @@ class Bench:
     async def quiet(self) -> None:
         """Step 2."""
         before, calls = await world.versions(self.api), await self.operator.calls()
-        cpu = self.operator.cpu_s()
+        cpu, rounds = self.operator.cpu_s(), await self.operator.reconciles()
         await asyncio.sleep(self.options.quiet)
         after, then = await world.versions(self.api), await self.operator.calls()
         changed = {key for key in before | after if before.get(key) != after.get(key)}
         self.found(f"objects changed in {self.options.quiet:.0f} quiet seconds", str(len(changed)))
         fresh = _difference(then, calls)
         self.found("requests in them", f"{sum(fresh.values()):,.0f} ({_by_verb(fresh)})")
+        fresh_rounds = sum((await self.operator.reconciles()).values()) - sum(rounds.values())
+        self.found("reconciles in them", f"{fresh_rounds:,.0f}")
         self.found("operator's CPU in them", f"{self.operator.cpu_s() - cpu:.2f} s")
         for key in sorted(changed)[:5]:
             print(f"    {key}: {before.get(key)} -> {after.get(key)}")
