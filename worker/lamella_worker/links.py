@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 LINK_TIMEOUT_S = 3.0
 """A next stage that does not answer by then is not linked; the ring tries again."""
 
+LOOK_S = 0.05
+"""Between two looks whether a newer epoch makes this wait useless."""
+
 
 class InGate:
     """Which frames of the incoming link are to be trusted. Shut until the first Relink.
@@ -105,7 +108,10 @@ class OutLink:
         self._envelope = Envelope(Kind.STEP, config_hash, bytes(16), 0, 0)
 
     def dial(self, order: Relink) -> bool:
-        """Drop the old link, make the new one; False if the next stage does not answer."""
+        """Drop the old link, make the new one; False if the next stage does not answer.
+
+        A stage that has just died is found out by the next epoch: that is not kept waiting.
+        """
         if self._link is not None:
             self._link.close_ring()
             self._network.forget(self._link.socket)
@@ -113,7 +119,12 @@ class OutLink:
         socket = self._network.dial(zmq.PUSH, endpoint, role=order.next_role)
         self._link = PushLink(socket, ring)
         self._envelope = Envelope(Kind.STEP, self._hash, order.incarnation, order.epoch, 0)
-        return self._link.wait_connected(LINK_TIMEOUT_S)
+        for _ in range(round(LINK_TIMEOUT_S / LOOK_S)):
+            if self._link.wait_connected(LOOK_S):
+                return True
+            if self._telemetry.epoch != order.epoch:
+                return False
+        return False
 
     def send_step(self, header: StepHeader, tensors: Sequence[memoryview]) -> bool:
         """Pass a step on; False when the next stage takes nothing."""
