@@ -110,7 +110,8 @@ class Traffic:
     """
 
     def __init__(self, url: Callable[[], str], model: str, *, streams: int = 4, tokens: int = 400):
-        self._url, self._model, self._streams, self._tokens = url, model, streams, tokens
+        self._url, self._model = url(), model  # looked up once: the API server may go
+        self._streams, self._tokens = streams, tokens
         self.expected: list[str] = []
         self.done: list[Answer] = []
         self.live: dict[int, Answer] = {}
@@ -119,7 +120,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         for stream in range(self._streams):
-            answer = ask_once(self._url(), self._model, stream=stream, tokens=self._tokens)
+            answer = ask_once(self._url, self._model, stream=stream, tokens=self._tokens)
             assert not answer.error, f"before anything was disturbed: {answer.error}"
             self.expected.append(answer.text)
         self._thread.start()
@@ -137,7 +138,7 @@ class Traffic:
         while not self._stopping.is_set():
             async with httpx.AsyncClient(timeout=TIMEOUT) as client:
                 request = body(self._model, stream, self._tokens)
-                answer = await ask(client, self._url(), request, stream)
+                answer = await ask(client, self._url, request, stream)
             self.done.append(answer)
             if answer.error:
                 await asyncio.sleep(0.5)  # a client that comes back, not a hammer
