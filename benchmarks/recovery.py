@@ -31,7 +31,7 @@ from benchmarks.recovery_server import Server, serving
 
 VOCABULARY = {"tiny": 512}
 VOCABULARY_OF_OTHERS = 32_000
-PAUSE_S = (0.5, 3.0)
+PAUSE_S = (0.3, 2.0)
 """Between a recovery and the next fault: a random moment of steady work."""
 
 
@@ -133,6 +133,12 @@ def make_model(options: argparse.Namespace, scratch: Path) -> Path:
     return Path(folder)
 
 
+def write_json(run: Run, options: argparse.Namespace) -> None:
+    if options.json:
+        document = [recovery_report.as_json(fault) for fault in run.faults]
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """The table; the exit status."""
     options = options_of()
@@ -156,12 +162,10 @@ def main() -> int:
                         run.undisturbed(server, options.streams)
                 inject(run, server, kinds, count, options)
             left -= count
+            write_json(run, options)  # a long run may be cut short
     print("\n" + recovery_report.table(run, options))
     if options.plot:
         recovery_report.plot(run.pieces_s, run.faults[-options.per_server :], options.plot)
-    if options.json:
-        document = [recovery_report.as_json(fault) for fault in run.faults]
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return recovery_report.verdict(run)
 
 

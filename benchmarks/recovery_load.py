@@ -20,7 +20,7 @@ from typing import Any
 PROMPTS = (4, 30, 90, 180, 300)
 """Lengths of the deck's prompts, tokens."""
 
-ANSWER_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
