@@ -15,7 +15,7 @@ from .stage_process import StageProcess
 from .world import DEADLINE_S, Place, World
 
 CHECK_EVERY_S = 0.25
-MOST_EVENTS = 400_000  # a world that goes on for ever is as wrong as one that hangs
+MOST_EVENTS = 100_000  # a world that goes on for ever is as wrong as one that hangs
 MOST_QUEUED = 400
 LONGEST_TAIL_S = 30.0  # the slowest restart
 SETTLE_S = 25.0
@@ -97,6 +97,9 @@ def _serves_again(world: World, faults: Faults) -> None:
 
 def _is_whole(world: World) -> bool:
     ready = all(p[0].run is not None and p[0].run.telemetry.ready for p in world.pipelines)
+    # who was replaced must have been told to end; a stage 0 tells nobody of another one
+    rivals = [z for places in world.pipelines for place in places[1:] for z in place.zombies]
+    ready = ready and not any(rival.process.alive for rival in rivals)
     return ready and all(_is_at_hand(place, world.kernel.now_s) for place in world.places)
 
 
