@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 ROOT_BYTES = 32
 ROOT_KEY = "root"  # key in the root Secret
 PAIR_KEY = "key.json"  # key in a model's Secret
-LOOK_AGAIN_S = 60.0  # after which a Secret that was there is looked for again
+LOOK_AGAIN_S = 1.0  # within which one round may ask twice; later, somebody may have deleted it
 
 
 @dataclass(frozen=True, slots=True)
