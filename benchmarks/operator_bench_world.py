@@ -245,7 +245,7 @@ class Operator:
         """Until it has looked at every model and has nothing queued."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
-            told = {}
+            told: dict[str, float] = {}
             for sample in await self._samples():
                 told[sample.name] = told.get(sample.name, 0) + sample.value
             done = told.get("lamella_operator_reconciles_total", 0)
