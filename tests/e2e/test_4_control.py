@@ -134,7 +134,8 @@ def test_one_of_two_namespaces_is_closed_to_the_operator(
         assert operator_uids(release) == operators, "no operator was restarted by it"
         metadata = {k: binding["metadata"][k] for k in ("name", "namespace", "labels")}
         began = time.monotonic()
-        kube.apply({**binding, "metadata": metadata})
+        kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding"}
+        kube.apply({**kind, **binding, "metadata": metadata})
         wait_for("the closed one is repaired", lambda: len(closed.pods()) == 2, 180)
         closed.until_ready()
         table.add(

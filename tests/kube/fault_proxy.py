@@ -67,6 +67,7 @@ class FaultProxy:
         try:
             self._loop.run_until_complete(self._serve())
         finally:
+            self._loop.run_until_complete(_settle())
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -140,3 +141,13 @@ class FaultProxy:
         if request.transport is not None:
             request.transport.abort()
         return response
+
+
+async def _settle() -> None:
+    """What still runs ends, and transports that were closed get the turns in which they go."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    for _ in range(5):
+        await asyncio.sleep(0)
