@@ -138,8 +138,10 @@ class FaultProxy:
             pass
         finally:
             self._streams.discard(task)
-        if request.transport is not None:
-            request.transport.abort()
+        # aborted on both sides: a TLS connection that is closed lives on until its peer agrees
+        for transport in (answer.connection and answer.connection.transport, request.transport):
+            if transport is not None:
+                transport.abort()
         return response
 
 
