@@ -76,6 +76,7 @@ class PodView:
     ready_since_s: float = 0.0
     waiting_reason: str = ""
     waiting_message: str = ""
+    missing: tuple[str, ...] = ()  # Secrets that it needs, when it has waited long
     running: bool = False
     started_s: float = 0.0
     restart_count: int = 0

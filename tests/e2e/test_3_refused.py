@@ -81,9 +81,11 @@ def test_a_bad_token_and_a_secret_that_comes_later(
 ) -> None:
     hub.scale(1)
     token = {"name": "hub-token", "key": "token"}
-    kube.apply(secret(space, "hub-token", "bad"))
     model = make("gated", model={"uri": "hf://e2e/gated", "tokenSecretRef": token})
-    message = model.until_reason("AuthRequired", "GatedModel", patience_s=90)
+    message = model.until_reason("SecretMissing", patience_s=60)
+    assert "hub-token" in message
+    kube.apply(secret(space, "hub-token", "bad"))
+    message = model.until_reason("AuthRequired", "GatedModel", patience_s=200)
     began = time.monotonic()
     kube.apply(secret(space, "hub-token", "good"))
     model.annotate("lamella.dev/resume=1")

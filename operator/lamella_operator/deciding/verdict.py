@@ -192,6 +192,11 @@ def _loading(pod: PodView, member: MemberView | None) -> Note:
     again = ""
     if pod.last_exit is not None and pod.restart_count:
         again = f" (restarted {pod.restart_count} times; {words.ended(pod.last_exit).message})"
+    if member is not None and member.error:
+        # a stage that cannot reach its model stays, says why, and tries again
+        return Note(
+            reasons.HUB_UNREACHABLE, f"cannot read its slice and tries again: {member.error}"
+        )
     if member is None or not member.bytes_total:
         return Note(reasons.LOADING_WEIGHTS, f"its process starts{again}")
     percent = 100 * member.bytes_done // member.bytes_total

@@ -117,6 +117,9 @@ def waiting(pod: PodView) -> Note:
         return Note(reasons.CONTAINER_START, f"its container cannot be started: {said}")
     if pod.waiting_reason == "CrashLoopBackOff" and pod.last_exit is not None:
         return ended(pod.last_exit)
+    if pod.missing:
+        which = " and ".join(pod.missing)
+        return Note(reasons.SECRET_MISSING, f"Secret {which} does not exist: create it")
     where = f" on {pod.node}" if pod.node else ""
     return Note(
         reasons.CONTAINER_CREATING,

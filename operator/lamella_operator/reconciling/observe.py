@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamella_contract import names
-from lamella_operator.reconciling import parse, stage0
+from lamella_operator.reconciling import missing, parse, stage0
 from lamella_operator.reconciling.client import METADATA_ONLY, TABLE, Client, Document, selector
 from lamella_operator.reconciling.failures import Forbidden, NotFound
 from lamella_operator.reconciling.kinds import APPLIED, MODEL, NODE, POD, REVISION
@@ -40,11 +40,12 @@ class ModelKey:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What was seen; ``version`` is the model's resourceVersion."""
+    """What was seen; ``version`` is the model's resourceVersion. ``look_again``: something is
+    under way of which no event tells."""
 
     observed: Observed
     version: str
-    stages_asked: bool = False
+    look_again: bool = False
 
 
 @dataclass(slots=True)
@@ -110,7 +111,13 @@ class Observer:
         found: dict[str, list[Document]] = {
             kind.kind: documents for kind, documents in zip(kinds, listed, strict=True)
         }
-        pods = _pods(found[POD.kind], key.uid, nodes)
+        pods = await missing.told(
+            self.client,
+            key.namespace,
+            _pods(found[POD.kind], key.uid, nodes),
+            found[POD.kind],
+            self.now_s(),
+        )
         stages = [pod for pod in pods if pod.role == names.ROLE_STAGE]
         observed = Observed(
             now_s=self.now_s(),
@@ -126,7 +133,8 @@ class Observer:
             public_key=lambda role: self.public_key(key.uid, role),
         )
         version = parse.text(document, "metadata", "resourceVersion")
-        return Sight(observed, version, bool(stage0.to_ask(stages)))
+        soon = bool(stage0.to_ask(stages)) or any(missing.creating(pod) for pod in pods)
+        return Sight(observed, version, soon)
 
     async def rivals(self) -> tuple[Rival, ...]:
         """Every half-placed pipeline of every model: some pods have a node, some wait for one."""

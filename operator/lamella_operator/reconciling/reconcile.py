@@ -92,7 +92,7 @@ class Reconciler:
                 if isinstance(action, Wait):
                     acted.wait(action.after_s)
         late = await self._tell(sight, observed, situation, acted)  # 4
-        if sight.stages_asked:
+        if sight.look_again:
             acted.wait(ASK_AGAIN_S)
         if late:
             acted.wait(STATUS_S)

@@ -134,3 +134,11 @@ def test_a_pod_that_is_lost(
     assert loss is not None
     assert (loss.note.reason, loss.own_fault, loss.force, loss.hopeless) == want
     assert loss.note.reason in reasons.ALL
+
+
+def test_a_stage_that_cannot_read_its_slice_says_why() -> None:
+    ring = RingView(False, members=(MemberView(1, "loading", error="no route to the hub"),))
+    note = judge(RUNS, NOW, ring).note
+    assert note is not None
+    assert note.reason == reasons.HUB_UNREACHABLE
+    assert note.message.endswith("tries again: no route to the hub")

@@ -98,6 +98,14 @@ def test_the_kubelet(why: str, said: str, reason: str) -> None:
     assert said in note.message
 
 
+def test_a_secret_that_a_volume_lacks_is_named() -> None:
+    note = words.waiting(
+        replace(POD, waiting_reason="ContainerCreating", missing=("hub-token", "keys"))
+    )
+    assert note.reason == reasons.SECRET_MISSING
+    assert note.message == "Secret hub-token and keys does not exist: create it"
+
+
 EXITS = {
     "out of memory": (Exit(137, "OOMKilled"), reasons.OUT_OF_MEMORY, "limits.memory"),
     "device memory": (
