@@ -54,6 +54,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             if space["metadata"]["name"].startswith("lamella-")
         ]
         kube.save_evidence(folder / item.name, spaces)
+        (folder / item.name / f"{found.when}.txt").write_text(found.longreprtext)
     return found
 
 

@@ -88,6 +88,7 @@ def _refuser(status: int, pki: Path) -> ThreadingHTTPServer:
             server.asked.append(self.path)  # type: ignore[attr-defined]
             self.send_response(status)
             self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")  # or clients keep asking here afterwards
             self.end_headers()
 
         do_POST = do_PUT = do_PATCH = do_DELETE = do_GET

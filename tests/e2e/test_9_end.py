@@ -10,7 +10,17 @@ from e2e_kube import wait_for
 from e2e_models import gone
 from e2e_report import Row
 
+HUB_SPACE = "lamella-e2e-hub"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@pytest.mark.slow
+def test_a_namespace_that_was_deleted_is_gone(kube: Any) -> None:
+    def left() -> list[str]:
+        names = [space["metadata"]["name"] for space in kube.list("namespaces")]
+        return [name for name in names if name.startswith("lamella-e2e-") and name != HUB_SPACE]
+
+    wait_for("no namespace of these tests is left", lambda: not left(), 400)
 
 
 def test_uninstall_leaves_models_serving_and_delete_leaves_nothing(

@@ -83,7 +83,11 @@ def _pod_spec(making: Making) -> dict[str, Any]:
         **podparts.pod_basics(spec, settings),
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": podparts.pod_security(),
-        "tolerations": podparts.tolerations(spec.tolerations if at_claim else (), {}),
+        # after an outage of the API server all nodes look lost for a moment, and a gateway that is
+        # told to go then is still dialled by nodes that have not heard of it
+        "tolerations": podparts.tolerations(
+            spec.tolerations if at_claim else (), {}, podparts.GATEWAY_LOST_NODE_S
+        ),
         "affinity": {
             "podAntiAffinity": {
                 "preferredDuringSchedulingIgnoredDuringExecution": [

@@ -15,6 +15,7 @@ from lamella_operator.desired import configs, expand, memory
 from lamella_operator.settings import Settings
 
 LOST_NODE_S = 15
+GATEWAY_LOST_NODE_S = 60
 """Seconds after which pods of a node that does not report are deleted; 300 without this."""
 LOST_NODE_KEYS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
@@ -103,21 +104,23 @@ def disruption(spec: ShardedModelSpec) -> dict[str, str]:
     return found
 
 
-def lost_node_tolerations() -> list[dict[str, Any]]:
-    """Pods of a lost node are deleted soon."""
+def lost_node_tolerations(lost_node_s: int) -> list[dict[str, Any]]:
+    """Pods of a lost node are deleted after ``lost_node_s`` seconds."""
     return [
         {
             "key": key,
             "operator": "Exists",
             "effect": "NoExecute",
-            "tolerationSeconds": LOST_NODE_S,
+            "tolerationSeconds": lost_node_s,
         }
         for key in LOST_NODE_KEYS
     ]
 
 
 def tolerations(
-    given: Sequence[Mapping[str, Any]], resources: Mapping[str, Any]
+    given: Sequence[Mapping[str, Any]],
+    resources: Mapping[str, Any],
+    lost_node_s: int = LOST_NODE_S,
 ) -> list[dict[str, Any]]:
     """The manifest's, those of the devices asked for (nodes with GPUs are often tainted by the
     GPU's name), and short ones of lost nodes unless the manifest speaks of them."""
@@ -128,7 +131,8 @@ def tolerations(
         for name in memory.devices(resources)
         if name not in spoken and "/" in name
     ]
-    return found + [each for each in lost_node_tolerations() if each["key"] not in spoken]
+    lost = lost_node_tolerations(lost_node_s)
+    return found + [each for each in lost if each["key"] not in spoken]
 
 
 def with_memory(resources: Mapping[str, Any], needed_bytes: int, cpu: str) -> dict[str, Any]:
