@@ -29,6 +29,7 @@ from lamella_contract.wire_control import (
     ControlMessage,
     Goodbye,
     Heartbeat,
+    HeldSlot,
     Join,
     Members,
     MembersAck,
@@ -52,6 +53,7 @@ from lamella_contract.wire_gateway import (
     encode_gateway,
 )
 from lamella_contract.wire_step import (
+    EVERY_STAGE,
     Adopt,
     Free,
     RowResult,
@@ -72,6 +74,7 @@ Message: TypeAlias = StepHeader | StepDone | GatewayMessage | ControlMessage
 __all__ = [
     "CONTROL_KINDS",
     "ENVELOPE",
+    "EVERY_STAGE",
     "FINISHES",
     "GATEWAY_KINDS",
     "MAGIC",
@@ -88,6 +91,7 @@ __all__ = [
     "GatewayMessage",
     "Goodbye",
     "Heartbeat",
+    "HeldSlot",
     "Hello",
     "Join",
     "Kind",

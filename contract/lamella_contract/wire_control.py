@@ -87,13 +87,26 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldSlot:
+    """A stage kept the first ``length`` positions of a slot's tenure, for certain."""
+
+    slot: int
+    generation: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class MembersAck:
-    """A stage has dropped what was in flight and dialled its next under this membership."""
+    """A stage has dropped what was in flight and dialled its next under this membership.
+
+    ``held`` is what it kept of sequences from earlier epochs of this incarnation.
+    """
 
     stage: int
     incarnation: str
     epoch: int
     last_step: int = -1
+    held: tuple[HeldSlot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,16 @@ from lamella_contract.wire_base import (
 
 MAX_TEXT = 4096  # bytes of an error's message; longer ones are cut
 
-# step, failed text bytes, then the counts of frees, segments, trace, tensors, adopts
-STEP = struct.Struct("<QH5I")
+EVERY_STAGE = 0xFFFF
+"""`StepHeader.through` of a step that all stages compute."""
+
+# step, through, failed text bytes, then the counts of frees, segments, trace, tensors, adopts
+STEP = struct.Struct("<QHH5I")
 FREE = struct.Struct("<II")  # slot, generation
 SEGMENT = struct.Struct("<IIIIIB")  # slot, generation, start, count, new blocks, sample (0/1)
 TRACE = struct.Struct("<QQ")  # compute ns, idle ns
 TENSOR = struct.Struct("<BBBI")  # name bytes, dtype bytes, dimensions, parts
-ADOPT = struct.Struct("<IIII")  # slot, generation, prompt length, ids
+ADOPT = struct.Struct("<6I")  # slot, generation, prompt length, ids, held, blocks
 # temperature, top_p, min_p, presence, frequency, repetition, top_k, seed, max tokens,
 # stop token ids, ignore_eos (0/1)
 SAMPLING = struct.Struct("<6dIQIIB")
@@ -75,13 +78,19 @@ class Free(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """A request takes a slot: all its known ids, prompt first, and how to sample it."""
+    """A request takes a slot: all its known ids, prompt first, and how to sample it.
+
+    ``held`` of its first positions need not be computed again: the stages kept them, in the first
+    of ``blocks``, from an earlier epoch of this incarnation and under this generation.
+    """
 
     slot: int
     generation: int
     prompt_len: int
     ids: tuple[int, ...]
     sampling: Sampling
+    held: int = 0
+    blocks: tuple[int, ...] = ()
 
 
 class SegmentHeader(NamedTuple):
@@ -121,7 +130,8 @@ class StepHeader:
     """Everything that stage 0 decided for one step.
 
     ``failed`` non-empty: a stage upstream could not compute this step; pass it on, compute
-    nothing. Frees are applied before adopts, adopts before segments.
+    nothing. Frees are applied before adopts, adopts before segments. Stages after ``through`` hold
+    the positions of all segments: they compute nothing and are sent no tensors.
     """
 
     step: int
@@ -131,6 +141,7 @@ class StepHeader:
     trace: tuple[StageTime, ...] = ()
     tensors: tuple[TensorHeader, ...] = ()
     failed: str = ""
+    through: int = EVERY_STAGE
 
 
 class RowResult(NamedTuple):
@@ -160,6 +171,7 @@ def encode_step(envelope: Envelope, header: StepHeader) -> bytes:
         parts = [
             STEP.pack(
                 header.step,
+                header.through,
                 len(failed),
                 len(header.frees),
                 len(segments),
@@ -186,15 +198,15 @@ def encode_step(envelope: Envelope, header: StepHeader) -> bytes:
 def decode_step(buf: Buffer) -> tuple[Envelope, StepHeader]:
     """Undo `encode_step`; raises `WireError` and nothing else."""
     envelope, _, reader = open_as(buf, Kind.STEP)
-    step, failed_bytes, n_frees, n_segments, n_trace, n_tensors, n_adopts = reader.unpack(STEP)
+    step, through, n_text, n_frees, n_segments, n_trace, n_tensors, n_adopts = reader.unpack(STEP)
     frees = tuple(map(Free._make, reader.records(FREE, n_frees)))
     segments = _read_segments(reader, n_segments)
     trace = tuple(map(StageTime._make, reader.records(TRACE, n_trace)))
     tensors = tuple([_read_tensor(reader) for _ in range(n_tensors)])
     adopts = tuple([_read_adopt(reader) for _ in range(n_adopts)])
-    failed = reader.text(failed_bytes, MAX_TEXT)
+    failed = reader.text(n_text, MAX_TEXT)
     reader.finish()
-    return envelope, StepHeader(step, frees, adopts, segments, trace, tensors, failed)
+    return envelope, StepHeader(step, frees, adopts, segments, trace, tensors, failed, through)
 
 
 def _read_segments(reader: Reader, count: int) -> tuple[SegmentHeader, ...]:
@@ -288,16 +300,20 @@ def read_sampling(reader: Reader) -> Sampling:
 
 
 def _pack_adopt(adopt: Adopt) -> bytes:
-    head = ADOPT.pack(adopt.slot, adopt.generation, adopt.prompt_len, len(adopt.ids))
-    return head + pack_u32s(adopt.ids) + pack_sampling(adopt.sampling)
+    a = adopt
+    head = ADOPT.pack(a.slot, a.generation, a.prompt_len, len(a.ids), a.held, len(a.blocks))
+    return head + pack_u32s(a.ids) + pack_u32s(a.blocks) + pack_sampling(a.sampling)
 
 
 def _read_adopt(reader: Reader) -> Adopt:
-    slot, generation, prompt_len, n_ids = reader.unpack(ADOPT)
-    if prompt_len > n_ids:
-        raise WireError(f"adopt: prompt of {prompt_len} in {n_ids} ids, want at most all of them")
+    slot, generation, prompt_len, n_ids, held, n_blocks = reader.unpack(ADOPT)
+    if prompt_len > n_ids or held > n_ids:
+        raise WireError(
+            f"adopt: prompt of {prompt_len}, {held} held, in {n_ids} ids, want at most all of them"
+        )
     ids = reader.u32s(n_ids)
-    return Adopt(slot, generation, prompt_len, ids, read_sampling(reader))
+    blocks = reader.u32s(n_blocks)
+    return Adopt(slot, generation, prompt_len, ids, read_sampling(reader), held, blocks)
 
 
 def _pack_tensor(tensor: TensorHeader) -> bytes:

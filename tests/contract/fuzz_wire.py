@@ -32,7 +32,7 @@ def test_one_input(data: bytes) -> None:
     choice, body = data[0] % (len(KINDS) + 1), data[1:]
     frame = body
     if choice < len(KINDS):
-        head = (b"LMLA", 1, KINDS[choice], 0, bytes(16), bytes(16), 0, 0, len(body))
+        head = (b"LMLA", wire.VERSION, KINDS[choice], 0, bytes(16), bytes(16), 0, 0, len(body))
         frame = wire.ENVELOPE.pack(*head) + body
     try:
         envelope, message = wire.decode(frame)
@@ -49,11 +49,12 @@ def samples() -> list[wire.Message]:
     step = wire.StepHeader(
         5,
         frees=(wire.Free(1, 2),),
-        adopts=(wire.Adopt(0, 1, 2, (5, 6, 7), sampling),),
+        adopts=(wire.Adopt(0, 1, 2, (5, 6, 7), sampling, 3, (4,)),),
         segments=(wire.SegmentHeader(0, 1, 0, 3, True, (9,)),),
         trace=(wire.StageTime(10, 20),),
         tensors=(wire.TensorHeader("hidden", "bfloat16", (3, 64), 1),),
         failed="no",
+        through=1,
     )
     event = wire.TokenEvent(bytes(16), 1, 2, (3,), "error", "gone", "stage_lost", 1.0)
     return [
@@ -68,7 +69,7 @@ def samples() -> list[wire.Message]:
         wire.Join("stage-1", 1, "tcp://127.0.0.1:1", 1, 1, "ready", 1),
         wire.Heartbeat(1, "ready", 1, 1, 1.5, "", -1, 1),
         wire.Members("00" * 16, 1, "tcp://127.0.0.1:1"),
-        wire.MembersAck(1, "00" * 16, 1),
+        wire.MembersAck(1, "00" * 16, 1, 7, (wire.HeldSlot(0, 1, 3),)),
         wire.Reject("no"),
         wire.Goodbye(1, "done"),
     ]

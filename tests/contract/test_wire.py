@@ -58,11 +58,14 @@ STEPS = st.builds(
     wire.StepHeader,
     step=U64,
     frees=tuples(st.builds(wire.Free, U32, U32)),
-    adopts=tuples(with_prompt(wire.Adopt, slot=U32, generation=U32, sampling=SAMPLINGS), 2),
+    adopts=tuples(
+        with_prompt(wire.Adopt, slot=U32, generation=U32, sampling=SAMPLINGS, blocks=IDS), 2
+    ),
     segments=tuples(st.builds(wire.SegmentHeader, U32, U32, U32, U32, st.booleans(), IDS)),
     trace=TIMES,
     tensors=tuples(st.builds(wire.TensorHeader, TEXT, SHORT, IDS, U32), 2),
     failed=TEXT,
+    through=st.integers(0, 2**16 - 1),
 )
 DONES = st.builds(
     wire.StepDone,
@@ -97,7 +100,9 @@ RARE = st.one_of(
     st.builds(wire.Join, TEXT, COUNT, TEXT, COUNT, COUNT, STATES, COUNT, epoch=COUNT, version=TEXT),
     st.builds(wire.Heartbeat, COUNT, STATES, COUNT, COUNT, FINITE, TEXT, COUNT, COUNT),
     st.builds(wire.Members, BYTES16.map(bytes.hex), COUNT, TEXT, TEXT, COUNT, COUNT),
-    st.builds(wire.MembersAck, COUNT, TEXT, COUNT, COUNT),
+    st.builds(
+        wire.MembersAck, COUNT, TEXT, COUNT, COUNT, tuples(st.builds(wire.HeldSlot, U32, U32, U32))
+    ),
     st.builds(wire.Reject, TEXT, st.booleans()),
     st.builds(wire.Goodbye, COUNT, TEXT),
 )
@@ -148,7 +153,7 @@ def test_random_bytes_are_refused(frame: bytes) -> None:
 @given(kind=st.sampled_from(Kind), body=st.binary(max_size=200))
 @settings(max_examples=400, deadline=None)
 def test_random_bodies_are_refused_or_mean_one_thing(kind: Kind, body: bytes) -> None:
-    head = wire.ENVELOPE.pack(b"LMLA", 1, kind, 0, b"h" * 16, b"i" * 16, 3, 7, len(body))
+    head = wire.ENVELOPE.pack(b"LMLA", wire.VERSION, kind, 0, b"h" * 16, b"i" * 16, 3, 7, len(body))
     decode_or_refuse(head + body)
 
 
@@ -184,7 +189,10 @@ def patched(offset: int, raw: bytes) -> bytes:
 
 
 def framed(kind: Kind, body: bytes) -> bytes:
-    return wire.ENVELOPE.pack(b"LMLA", 1, kind, 0, bytes(16), bytes(16), 0, 0, len(body)) + body
+    return (
+        wire.ENVELOPE.pack(b"LMLA", wire.VERSION, kind, 0, bytes(16), bytes(16), 0, 0, len(body))
+        + body
+    )
 
 
 HEARTBEAT = (
@@ -194,12 +202,12 @@ HEARTBEAT = (
 REFUSALS = {
     "empty": (b"", "frame: got 0 bytes, want at least 56"),
     "magic": (patched(0, b"HTTP"), "magic: got b'HTTP', want b'LMLA'"),
-    "version": (patched(4, b"\2\0"), "version: got 2, want 1; update the older side"),
+    "version": (patched(4, b"\1\0"), "version: got 1, want 2; update the older side"),
     "kind": (patched(6, b"\xff"), "kind: got 255 with reserved byte 0, want a known kind and 0"),
     "reserved": (patched(7, b"\1"), "kind: got 1 with reserved byte 1, want a known kind and 0"),
-    "short body": (STEP_FRAME[:-1], "body: got 29 bytes, envelope says 30"),
+    "short body": (STEP_FRAME[:-1], "body: got 31 bytes, envelope says 32"),
     "huge count": (
-        patched(66, b"\xff\xff\xff\xff"),
+        patched(68, b"\xff\xff\xff\xff"),
         f"frame: 0 bytes are left, want {8 * (2**32 - 1)}",
     ),
     "json list": (
@@ -251,7 +259,10 @@ def test_a_refusal_says_what_was_got_and_wanted(frame: bytes, message: str) -> N
 
 def test_a_prompt_longer_than_its_ids_is_refused() -> None:
     adopt = wire.Adopt(0, 0, 3, (1, 2), wire.Sampling())
-    with pytest.raises(WireError, match="prompt of 3 in 2 ids"):
+    with pytest.raises(WireError, match="prompt of 3, 0 held, in 2 ids"):
+        wire.decode(wire.encode(ENVELOPE, wire.StepHeader(1, adopts=(adopt,))))
+    adopt = wire.Adopt(0, 0, 1, (1, 2), wire.Sampling(), held=3)
+    with pytest.raises(WireError, match="prompt of 1, 3 held, in 2 ids"):
         wire.decode(wire.encode(ENVELOPE, wire.StepHeader(1, adopts=(adopt,))))
     submit = wire.Submit(b"r" * 16, 0, 3, (1, 2), wire.Sampling())
     with pytest.raises(WireError, match="prompt of 3 in 2 ids"):

@@ -86,6 +86,12 @@ class StageCalls(EngineBase):
             self.out_of_memory_count += 1
             raise
 
+    @property
+    def rewindable(self) -> bool:
+        """Whether pages hold all there is of a sequence, so that it goes on from any position."""
+        model = self.model_instance
+        return model is not None and not getattr(model.runner, "state_kinds", None)
+
     def release(self, slot: int) -> None:
         """A sequence is done: drop what its slot keeps beside the pages."""
         if self.model_instance is not None:

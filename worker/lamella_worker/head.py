@@ -46,6 +46,7 @@ from lamella_worker.membership.orders import (
     Probed,
     Relink,
     Report,
+    Resume,
     ToGateway,
 )
 from lamella_worker.membership.ring import Pause, Probe, Serve
@@ -61,8 +62,8 @@ from lamella_worker.waiting import Waiter
 log = logging.getLogger(__name__)
 
 PROBE_STEP = (1 << 64) - 2
-"""Step numbers that no scheduler reaches: the probe, and the step that frees its slot."""
-PROBE_GENERATION = 1
+"""Step numbers that no scheduler reaches: the probe, and the step that frees its slot. The probe's
+generation is the epoch: an earlier probe, whose end a stage may have missed, is another tenure."""
 
 UNKNOWN_STEP_S = 15.0
 """Taken as a step's predicted time while the cost model knows nothing: first steps touch memory,
@@ -160,6 +161,8 @@ class HeadLoop:
                 self._scheduler.drop_owner(owner)
             case Relink():
                 self._relink(order)
+            case Resume(epoch, held) if epoch == self._gate.epoch:
+                self._scheduler.restart(held)
             case Probe(epoch) if epoch == self._gate.epoch:
                 self._probe()
             case Serve(epoch) if epoch == self._gate.epoch:
@@ -187,20 +190,20 @@ class HeadLoop:
             self._channel.put(ToGateway(owner, (event,)))
 
     def _relink(self, order: Relink) -> None:
-        """A new epoch: what was in flight is forgotten, live requests will be computed again."""
+        """A new epoch: what was in flight is forgotten; `Resume` tells from where to go on."""
         self._serving = False
-        self._runner.reset()
-        self._scheduler.restart()
         self._in_flight.clear()
-        relink(order, self._gate, self._out, self._channel)
+        held = self._runner.enter(order.incarnation)
+        relink(order, self._gate, self._out, self._channel, held)
 
     def _probe(self) -> None:
         greedy = Sampling(temperature=0.0, max_tokens=1)
-        slot = self._probe_slot
+        slot, generation = self._probe_slot, self._gate.epoch
+        block = self._scheduler.lend_block()
         header = StepHeader(
             PROBE_STEP,
-            adopts=(Adopt(slot, PROBE_GENERATION, 1, (0,), greedy),),
-            segments=(SegmentHeader(slot, PROBE_GENERATION, 0, 1, True, (0,)),),
+            adopts=(Adopt(slot, generation, 1, (0,), greedy),),
+            segments=(SegmentHeader(slot, generation, 0, 1, True, (block,)),),
         )
         self._run(header, np.zeros(1, np.int32), UNKNOWN_STEP_S)
 
@@ -263,7 +266,8 @@ class HeadLoop:
         if done.error:
             self._gate.shut(f"the probe failed: {done.error}")
         elif done.step == PROBE_STEP:
-            header = StepHeader(PROBE_STEP + 1, frees=(Free(self._probe_slot, PROBE_GENERATION),))
+            free = Free(self._probe_slot, self._gate.epoch)
+            header = StepHeader(PROBE_STEP + 1, frees=(free,))
             self._run(header, np.zeros(0, np.int32), UNKNOWN_STEP_S)
         else:
             self._channel.put(Probed(self._gate.epoch))

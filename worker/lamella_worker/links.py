@@ -16,6 +16,7 @@ import zmq
 from lamella_contract.wire import (
     Envelope,
     Expected,
+    HeldSlot,
     Kind,
     StepDone,
     StepHeader,
@@ -148,14 +149,19 @@ class OutLink:
 
 
 def relink(
-    order: Relink, gate: InGate, out: OutLink | None, channel: ChannelEnd[Report, Order]
+    order: Relink,
+    gate: InGate,
+    out: OutLink | None,
+    channel: ChannelEnd[Report, Order],
+    held: tuple[HeldSlot, ...],
 ) -> None:
-    """Enter the order's epoch; the control thread hears of it once the next stage answers.
+    """Enter the order's epoch; the control thread hears of it, and of what this stage `held`, once
+    the next stage answers.
 
     `out` is None for the only stage of a pipeline, which has nobody to dial.
     """
     gate.open(order)
     if out is None or out.dial(order):
-        channel.put(Linked(order.epoch))
+        channel.put(Linked(order.epoch, held))
     else:
         log.warning("the next stage does not answer", extra={"role": order.next_role})

@@ -19,6 +19,8 @@ import zmq
 
 from lamella_contract.errors import LamellaError, WireError
 from lamella_contract.wire import (
+    NO_INCARNATION,
+    HeldSlot,
     RowResult,
     StageTime,
     StepDone,
@@ -59,6 +61,9 @@ class StageEngine(Protocol):
         """Every sequence is done."""
         ...
 
+    # An engine may say `rewindable`: its state is a function of positions, so that a step may go
+    # on from any that was computed. One that does not say so is reset at every epoch.
+
     def memory(self) -> dict[str, int]:
         """Bytes by what they are for."""
         ...
@@ -84,9 +89,27 @@ class StepRunner:
         self._pulse = pulse
         self._clock_ns = clock_ns
         self._idle_since_ns = clock_ns()
+        self._incarnation = NO_INCARNATION
+
+    def enter(self, incarnation: bytes) -> tuple[HeldSlot, ...]:
+        """A new epoch; what is kept of sequences, for the scheduler to go on from.
+
+        Another incarnation keeps nothing but weights and pages. The sampler is always begun anew:
+        it is a fold over ids, which come again.
+        """
+        same, self._incarnation = incarnation == self._incarnation, incarnation
+        if not same or not getattr(self._engine, "rewindable", False):
+            self.reset()
+            return ()
+        if self._sampler is not None:
+            self._sampler.reset()
+        for slot in self._slots.live():
+            self._engine.release(slot)
+        self._slots.rest()
+        return self._slots.held()
 
     def reset(self) -> None:
-        """A new epoch: every sequence is forgotten; weights and pages stay."""
+        """Forget every sequence; weights and pages stay."""
         self._slots.reset()
         self._engine.reset()
         if self._sampler is not None:
@@ -118,7 +141,17 @@ class StepRunner:
     def _compute(
         self, header: StepHeader, inputs: Bundle
     ) -> tuple[Bundle, tuple[RowResult, ...], str]:
-        segments = self._slots.apply(header)
+        try:
+            return self._follow(header, inputs)
+        except WireError:
+            self._slots.reset()  # half applied: nothing of it is to be trusted
+            raise
+
+    def _follow(
+        self, header: StepHeader, inputs: Bundle
+    ) -> tuple[Bundle, tuple[RowResult, ...], str]:
+        skipped = header.through < self._telemetry.stage
+        segments = self._slots.apply(header, skipped=skipped)
         for free in header.frees:
             self._engine.release(free.slot)
         if self._sampler is not None:
@@ -126,7 +159,9 @@ class StepRunner:
                 self._sampler.free(free)
             for adopt in header.adopts:
                 self._sampler.adopt(adopt)
-        if header.failed or not segments:
+        if header.failed and not skipped:
+            self._slots.doubt(header)
+        if header.failed or not segments or skipped:
             return {}, (), header.failed
         batch = StepBatch(tuple(Segment(*s) for s in segments), self._slots.block_size)
         self._telemetry.counters.rows += batch.tokens
@@ -136,12 +171,15 @@ class StepRunner:
         except WireError:
             raise
         except LamellaError as error:
+            self._slots.doubt(header)
             log.error("a step could not be computed", extra={"error": str(error)})
             return {}, (), f"{error.kind}: {error}"
         except Exception as error:  # the edge of one step: only its requests may suffer
+            self._slots.doubt(header)
             log.exception("a step failed", extra={"step": header.step})
             return {}, (), f"engine: {type(error).__name__}: {error}"
-        return ({} if self._sampler is not None else outputs), rows, ""
+        is_end = self._sampler is not None or header.through == self._telemetry.stage
+        return ({} if is_end else outputs), rows, ""
 
     def _sample(
         self, header: StepHeader, batch: StepBatch, outputs: Bundle
@@ -197,8 +235,8 @@ class StageLoop:
         if self._channel.socket in ready:
             for order in self._channel.drain():
                 if isinstance(order, Relink):
-                    self._runner.reset()
-                    relink(order, self._gate, self._out, self._channel)
+                    held = self._runner.enter(order.incarnation)
+                    relink(order, self._gate, self._out, self._channel, held)
         if (parts := self._data.receive()) is not None:
             self._waiter.arrived()
             self._take(parts)

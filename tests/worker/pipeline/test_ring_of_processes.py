@@ -75,6 +75,48 @@ def test_a_stage_that_was_stopped_and_comes_back_is_resynchronised_not_replaced(
     assert ring.status(0)["epoch"] > 1
 
 
+def replayed(ring: Any) -> int:
+    return int(ring.status(0)["scheduler"]["rows_replayed"])
+
+
+def test_after_a_stop_in_mid_answer_next_to_nothing_is_computed_again(
+    ring: Any, toy_answer: Answer
+) -> None:
+    pid, before, stops = ring.pid(1), replayed(ring), []
+
+    def stop_once(event: TokenEvent) -> None:
+        if event.position == 8 and not stops:
+            stops.append(pid)
+            os.kill(pid, signal.SIGSTOP)
+            ring.wait_until(lambda: not ring.is_ready())
+            os.kill(pid, signal.SIGCONT)
+
+    check(ring, toy_answer, stop_once)
+    assert stops
+    assert ring.pid(1) == pid
+    # What was in flight: a chunk of at most 32 rows, and for each decoding request a row.
+    assert replayed(ring) - before <= 3 * 32
+
+
+def test_after_a_death_the_stages_behind_compute_little_again(
+    start: Start, toy_answer: Answer
+) -> None:
+    ring = start(3)
+    prompt, kills, rows = [20 + i for i in range(60)], [], []
+
+    def kill_once(event: TokenEvent) -> None:
+        if event.position == 20 and not kills:
+            rows.append(ring.status(2)["rows"])
+            kills.append(ring.pid(1))
+            os.kill(kills[0], signal.SIGKILL)
+
+    request = ring.submit(prompt, 40)
+    assert ring.collect({request}, kill_once)[request] == (toy_answer(prompt, 40), "length")
+    assert 80 <= replayed(ring) <= 90  # all that was known, once
+    assert ring.status(1)["rows"] >= 99  # of a new process
+    assert ring.status(2)["rows"] - rows[0] <= 30  # what was new, and a probe
+
+
 def test_a_stage_that_stays_stopped_is_replaced(ring: Any, toy_answer: Answer) -> None:
     pid = ring.pid(1)
     os.kill(pid, signal.SIGSTOP)

@@ -70,6 +70,10 @@ class ToyEngine:
     def _first(self, batch: StepBatch, segment: object) -> int:
         return int(self._pages[segment.blocks[0] * batch.block_size])  # type: ignore[attr-defined]
 
+    @property
+    def rewindable(self) -> bool:
+        return True  # pages are all there is
+
     def release(self, slot: int) -> None:
         return None
 

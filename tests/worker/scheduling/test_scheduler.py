@@ -1,11 +1,14 @@
 """Full sequences of steps, row by row, and what each answer to a gateway must be.
 
 A step is written ``-0.1 +0.2 | 0.2[0:3)*+5,6``: frees as ``-slot.generation``, adoptions as ``+``,
-then segments with their rows, ``*`` when a token is asked for, and the blocks that are new.
+then segments with their rows, ``*`` when a token is asked for, and the blocks that are new. A
+tenure that goes on in a new epoch is ``+slot.generation<held:blocks``; ``@1`` is a step through
+stage 1.
 """
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +23,16 @@ from lamella_contract.errors import (
     PromptTooLong,
     WireError,
 )
-from lamella_contract.wire import RowResult, Sampling, StageTime, StepDone, Submit, TokenEvent
+from lamella_contract.wire import (
+    EVERY_STAGE,
+    HeldSlot,
+    RowResult,
+    Sampling,
+    StageTime,
+    StepDone,
+    Submit,
+    TokenEvent,
+)
 from lamella_worker.scheduling.limits import SchedulerLimits
 from lamella_worker.scheduling.requests import OwnedEvent
 from lamella_worker.scheduling.scheduler import ScheduledStep, Scheduler
@@ -47,13 +59,22 @@ def written(step: ScheduledStep | None) -> str:
         return "none"
     header = step.header
     told = [f"-{free.slot}.{free.generation}" for free in header.frees]
-    told += [f"+{adopt.slot}.{adopt.generation}" for adopt in header.adopts]
+    for adopt in header.adopts:
+        kept = f"<{adopt.held}:{','.join(map(str, adopt.blocks))}" if adopt.blocks else ""
+        told.append(f"+{adopt.slot}.{adopt.generation}{kept}")
     rows = []
     for slot, generation, start, count, sample, new_blocks in header.segments:
         blocks = "+" + ",".join(map(str, new_blocks)) if new_blocks else ""
         mark = "*" if sample else ""
         rows.append(f"{slot}.{generation}[{start}:{start + count}){mark}{blocks}")
-    return " ".join(told) + " | " + " ".join(rows)
+    through = "" if header.through == EVERY_STAGE else f"@{header.through} "
+    return through + " ".join(told) + " | " + " ".join(rows)
+
+
+def kept(answer: str) -> list[HeldSlot]:
+    """A stage's answer, written ``slot.generation.length,...`` or ``none``."""
+    held = answer.replace("none", "").split(",")
+    return [HeldSlot(*map(int, one.split("."))) for one in held if one]
 
 
 class Bench:
@@ -262,7 +283,7 @@ SEQUENCES = {
             ("done 30", ["b@0 30"]),
         ],
     ),
-    "a restart computes everything again from the ids, under new generations": (
+    "what nobody kept is computed again from the ids, in the same slots and blocks": (
         TWO_STAGES,
         [
             ("submit a 3", None),
@@ -272,8 +293,50 @@ SEQUENCES = {
             ("step", " | 0.1[3:4)* 1.1[2:3)*"),
             ("cancel b", True),
             ("restart", None),
-            ("step", "+0.2 | 0.2[0:4)*+0"),
+            ("step", "+0.1<0:0 | 0.1[0:4)*"),
             ("done 11", ["a@1 11"]),
+        ],
+    ),
+    "what all stages kept is not computed again": (
+        TWO_STAGES,
+        [
+            ("submit a 3", None),
+            ("submit b 2", None),
+            ("step", "+0.1 +1.1 | 0.1[0:3)*+0 1.1[0:2)*+3"),
+            ("done 10 20", ["a@0 10", "b@0 20"]),
+            ("step", " | 0.1[3:4)* 1.1[2:3)*"),
+            ("restart 0.1.4,1.1.3 0.1.3,1.1.2", None),
+            ("step", "+0.1<3:0 +1.1<2:3 | 0.1[3:4)* 1.1[2:3)*"),
+            ("restart 0.1.4,1.1.3 0.1.4,1.1.3", None),  # only the answer was lost
+            ("step", "+0.1<3:0 +1.1<2:3 | 0.1[3:4)* 1.1[2:3)*"),
+            ("done 11 21", ["a@1 11", "b@1 21"]),
+        ],
+    ),
+    "the stages after one that died compute nothing that they hold": (
+        TWO_STAGES,
+        [
+            ("submit a 6", None),
+            ("submit b 2", None),
+            ("step", "+0.1 +1.1 | 0.1[0:6)*+0,1 1.1[0:2)*+4"),
+            ("done 10 20", ["a@0 10", "b@0 20"]),
+            ("step", " | 0.1[6:7)* 1.1[2:3)*"),
+            ("restart none 0.1.6,1.1.2", None),
+            ("step", "@0 +0.1<0:0,1 +1.1<0:4 | 0.1[0:6) 1.1[0:2)"),
+            ("step", " | 0.1[6:7)* 1.1[2:3)*"),
+            ("done", []),
+            ("done 11 21", ["a@1 11", "b@1 21"]),
+        ],
+    ),
+    "another tenure's KV is not trusted, and one that has ended is not told again": (
+        TWO_STAGES,
+        [
+            ("submit a 3", None),
+            ("submit b 2", None),
+            ("step", "+0.1 +1.1 | 0.1[0:3)*+0 1.1[0:2)*+3"),
+            ("cancel b", True),
+            ("restart 0.7.3,1.1.2 0.1.3,1.1.2", None),
+            ("cancel a", True),
+            ("step", "none"),
         ],
     ),
 }
@@ -296,7 +359,7 @@ def test_sequence(limits: SchedulerLimits, lines: list[tuple[str, object]]) -> N
         elif action == "cancel":
             result = bench.cancel(words[0])
         else:
-            bench.scheduler.restart()
+            bench.scheduler.restart([kept(word) for word in words])
             bench.flying.clear()
         assert result == expected, line
 
@@ -307,7 +370,7 @@ def test_a_stale_step_done_is_ignored_after_a_restart() -> None:
     bench.step()
     bench.scheduler.restart()
     assert bench.done(10) == []
-    assert bench.step() == "+0.2 | 0.2[0:3)*+0"
+    assert bench.step() == "+0.1<0:0 | 0.1[0:3)*"
     assert bench.done(10) == ["a@0 10"]
 
 
@@ -532,6 +595,7 @@ def test_requests_that_wait_cost_nothing_per_step() -> None:
             calls += event in ("call", "c_call")
 
         scheduler = bench.scheduler
+        gc.disable()  # others' callbacks of a collection are none of the scheduler's calls
         sys.setprofile(count)
         try:
             step = scheduler.next_step(1.0)
@@ -542,6 +606,7 @@ def test_requests_that_wait_cost_nothing_per_step() -> None:
             scheduler.complete(StepDone(step.header.step, rows), 1.1)
         finally:
             sys.setprofile(None)
+            gc.enable()
         assert len(rows) == 2
         return calls
 

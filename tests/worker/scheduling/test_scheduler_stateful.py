@@ -8,7 +8,7 @@ submits, cancels, resubmits, restarts, fails steps, starves the pool and deliver
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,8 +24,12 @@ from hypothesis.stateful import (
 
 from lamella_contract.errors import InvalidRequest, Overloaded, PromptTooLong
 from lamella_contract.wire import (
+    Adopt,
+    Free,
+    HeldSlot,
     RowResult,
     Sampling,
+    SegmentHeader,
     StageTime,
     StepDone,
     StepHeader,
@@ -67,20 +71,49 @@ class ToyStage:
 
     table: SlotTable
     kv: np.ndarray
+    place: int
+    known: dict[int, list[int]] = field(default_factory=dict)  # by slot
+    broken: set[int] = field(default_factory=set)  # slots with a step that failed
     inbox: deque[tuple[StepHeader, np.ndarray]] = field(default_factory=deque)
 
     def run(self, header: StepHeader, ids: np.ndarray) -> list[SlotSegment]:
-        segments = self.table.apply(header)
+        skipped = header.through < self.place
+        segments = self.table.apply(header, skipped=skipped)
+        for adopt in header.adopts:
+            self.known[adopt.slot] = list(adopt.ids)
+            self.broken.discard(adopt.slot)
+        if skipped:
+            for segment in segments:
+                assert self.context(segment) == self.ids(segment), "kept, but not what was computed"
+            return segments
         if header.failed:
+            self.table.doubt(header)
+            self.broken.update(segment.slot for segment in segments)
             return segments
         size, offset = self.table.block_size, 0
         for segment in segments:
             for place in range(segment.start, segment.start + segment.count):
                 row = segment.blocks[place // size] * size + place % size
                 self.kv[row] = ids[offset]
+                if place >= len(self.known[segment.slot]):
+                    self.known[segment.slot].append(int(ids[offset]))
                 offset += 1
+            if segment.slot not in self.broken:  # else the scheduler will fail it
+                assert self.context(segment) == self.ids(segment), "computed on what is not there"
         assert offset == len(ids)
         return segments
+
+    def ids(self, segment: SlotSegment) -> list[int]:
+        """What the context must be."""
+        return self.known[segment.slot][: segment.start + segment.count]
+
+    def held(self) -> tuple[HeldSlot, ...]:
+        """What it answers in a new epoch; it is really there."""
+        for slot, _, length in map(astuple, self.table.held()):
+            blocks = np.array(self.table.blocks_of(slot), np.int32)
+            segment = SlotSegment(slot, 0, length, blocks, False)
+            assert self.context(segment) == self.ids(segment), "held, but not what was computed"
+        return self.table.held()
 
     def context(self, segment: SlotSegment) -> list[int]:
         size = self.table.block_size
@@ -99,24 +132,30 @@ class ToyPipeline:
                 SlotTable(
                     num_blocks=limits.num_blocks,
                     block_size=limits.block_size,
-                    max_sequences=limits.max_sequences,
+                    max_sequences=limits.max_sequences + 1,  # and the probe
                     max_model_len=limits.max_model_len,
                 ),
-                np.zeros(limits.kv_tokens, np.int64),
+                np.full(limits.kv_tokens, -1, np.int64),
+                place,
             )
-            for _ in range(limits.stages)
+            for place in range(limits.stages)
         ]
         self.done: deque[StepDone] = deque()
 
     def send(self, step: ScheduledStep) -> None:
         self.stages[0].inbox.append((step.header, step.token_ids))
 
-    def restart(self) -> None:
+    def restart(self, keep: tuple[bool, ...]) -> list[tuple[HeldSlot, ...]]:
+        """A new epoch, in which some stages are new processes; what the others answer."""
         self.done.clear()
-        for stage in self.stages:
+        for stage, kept in zip(self.stages, keep, strict=True):
             stage.inbox.clear()
-            stage.table.reset()
-            stage.kv[:] = -1
+            if kept:
+                stage.table.rest()
+            else:
+                stage.table.reset()
+                stage.kv[:] = -1
+        return [stage.held() for stage in self.stages]
 
     def advance(self, k: int, *, fail: bool = False, ids_per_row: int = 1) -> bool:
         if not self.stages[k].inbox:
@@ -129,6 +168,7 @@ class ToyPipeline:
                 header.adopts,
                 header.segments,
                 failed=f"stage {k} is out of memory",
+                through=header.through,
             )
         segments = self.stages[k].run(header, ids)
         if k + 1 < len(self.stages):
@@ -181,6 +221,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.mirror = ToyPipeline(self.limits).stages[0].table
         self.clients: dict[bytes, Client] = {}
         self.tenures: set[tuple[int, int]] = set()
+        self.may_come_again: set[tuple[int, int]] = set()
         self.now_s = 0.0
         self.count = 0
 
@@ -266,12 +307,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(event.event.position == position for event in events)
         assert (events[-1].event.finish if events else "") == client.ended
 
-    @rule(what=st.sampled_from(["restart", "restart", "fail all", "drop a", "drop b"]))
+    @rule(keep=st.tuples(*[st.booleans()] * 3), answered=st.integers(0, 3))
+    def restart(self, keep: tuple[bool, ...], answered: int) -> None:
+        """An epoch ends, perhaps twice, and any stages lose all."""
+        if not answered:  # the epoch ended again before stage 0 heard from all
+            self.pipeline.restart(keep[: self.limits.stages])
+        self.resync((keep[1:] + keep[:1])[: self.limits.stages] if not answered else keep)
+
+    def resync(self, keep: tuple[bool, ...]) -> None:
+        keep = keep[: self.limits.stages]
+        self.scheduler.restart(self.pipeline.restart(keep))
+        self.mirror.rest()
+        self.may_come_again = set(self.tenures)
+
+    @rule(what=st.sampled_from(["probe", "fail all", "drop a", "drop b"]))
     def disaster(self, what: str) -> None:
-        if what == "restart":
-            self.scheduler.restart()
-            self.pipeline.restart()
-            self.mirror.reset()
+        if what == "probe":
+            self.resync((True, True, True))
+            block = self.scheduler.lend_block()
+            slot, generation = self.limits.max_sequences, self.count + 1
+            adopt = Adopt(slot, generation, 1, (-2,), Sampling())
+            segment = SegmentHeader(slot, generation, 0, 1, False, (block,))
+            begin = StepHeader(0, adopts=(adopt,), segments=(segment,))
+            end = StepHeader(0, frees=(Free(slot, generation),))
+            for stage in self.pipeline.stages:
+                stage.run(begin, np.array([-2]))
+                stage.run(end, np.array([]))
+            self.mirror.apply(begin)
+            self.mirror.apply(end)
+            self.count += 1
         elif what == "fail all":
             self.take(self.scheduler.fail_all("the stages are gone"))
             assert not self.live()
@@ -315,8 +379,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         slots = [segment.slot for segment in header.segments]
         assert len(set(slots)) == len(slots)
         for adopt in header.adopts:
-            assert (adopt.slot, adopt.generation) not in self.tenures
-            self.tenures.add((adopt.slot, adopt.generation))
+            tenure = (adopt.slot, adopt.generation)
+            assert tenure not in self.tenures or tenure in self.may_come_again
+            self.may_come_again.discard(tenure)
+            self.tenures.add(tenure)
         self.mirror.apply(header)
         assert self.mirror.live() == self.scheduler.tables()
         self.scheduler.check_integrity()
@@ -355,6 +421,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def nothing_is_lost_or_held_twice(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
+
+    @invariant()
+    def idle_stages_have_equal_tables(self) -> None:
+        if hasattr(self, "scheduler") and not any(s.inbox for s in self.pipeline.stages):
+            first, *others = (stage.table.live() for stage in self.pipeline.stages)
+            assert all(table == first for table in others)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

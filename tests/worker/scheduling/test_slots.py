@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lamella_contract.errors import WireError
-from lamella_contract.wire import Adopt, Free, Sampling, SegmentHeader, StepHeader
+from lamella_contract.wire import Adopt, Free, HeldSlot, Sampling, SegmentHeader, StepHeader
 from lamella_worker.scheduling.slots import SlotTable
 
 
@@ -14,8 +14,8 @@ def table() -> SlotTable:
     return SlotTable(num_blocks=8, block_size=4, max_sequences=2, max_model_len=20)
 
 
-def adopt(slot: int, generation: int) -> Adopt:
-    return Adopt(slot, generation, 1, (1,), Sampling())
+def adopt(slot: int, generation: int, held: int = 0, blocks: tuple[int, ...] = ()) -> Adopt:
+    return Adopt(slot, generation, 1, (1,), Sampling(), held, blocks)
 
 
 def header(
@@ -114,3 +114,88 @@ def test_a_header_that_contradicts_the_tables_is_refused(bad: StepHeader, messag
     slots.apply(FIRST)
     with pytest.raises(WireError, match=message):
         slots.apply(bad)
+
+
+def resting() -> SlotTable:
+    """Slot 0, generation 1, with 6 positions in blocks 5 and 2."""
+    slots = table()
+    slots.apply(FIRST)
+    slots.rest()
+    return slots
+
+
+def test_what_rests_goes_on_when_it_is_adopted_again() -> None:
+    slots = resting()
+    assert (slots.live(), slots.held()) == ({}, (HeldSlot(0, 1, 6),))
+    slots.rest()  # that epoch ended before it had begun
+    assert slots.held() == (HeldSlot(0, 1, 6),)
+    slots.apply(header(adopts=(adopt(0, 1, 4, (5, 2, 7)),)))
+    assert slots.live() == {0: (1, 4, (5, 2, 7))}
+    (segment,) = slots.apply(header(SegmentHeader(0, 1, 4, 5, True)))
+    assert segment.blocks.tolist() == [5, 2, 7]
+    slots.rest()
+    assert slots.held() == (HeldSlot(0, 1, 9),)
+
+
+def test_rows_that_are_held_may_be_passed_by() -> None:
+    slots = resting()
+    slots.apply(header(adopts=(adopt(0, 1, 0, (5, 2)),)))
+    slots.apply(header(SegmentHeader(0, 1, 0, 3, False)), skipped=True)
+    assert slots.live() == {0: (1, 3, (5, 2))}
+    slots.rest()
+    assert slots.held() == (HeldSlot(0, 1, 6),)  # no less for having been gone through half
+
+
+def test_rows_that_are_not_held_cannot_be_passed_by() -> None:
+    slots = resting()
+    slots.apply(header(adopts=(adopt(0, 1, 0, (5, 2)),)))
+    with pytest.raises(WireError, match="here are only 6"):
+        slots.apply(header(SegmentHeader(0, 1, 0, 7, False)), skipped=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(adopt(0, 2), id="the slot is another tenure's"),
+        pytest.param(adopt(1, 1, 0, (2,)), id="a block is another tenure's"),
+    ],
+)
+def test_what_rests_is_forgotten_once_it_is_overwritten(other: Adopt) -> None:
+    slots = resting()
+    slots.apply(header(adopts=(other,)))
+    slots.rest()
+    assert slots.held() == ()
+
+
+def test_a_step_that_failed_is_not_held_nor_what_was_computed_on_it() -> None:
+    slots = table()
+    slots.apply(FIRST)
+    failed = header(SegmentHeader(0, 1, 6, 1, True))
+    slots.apply(failed)
+    slots.doubt(failed)
+    slots.apply(header(SegmentHeader(0, 1, 7, 1, True)))
+    slots.rest()
+    assert slots.held() == (HeldSlot(0, 1, 6),)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(adopt(0, 1, 7, (5, 2)), id="more than is held"),
+        pytest.param(adopt(0, 1, 4, (5, 3)), id="other blocks"),
+        pytest.param(adopt(0, 2, 4, (5, 2)), id="another generation"),
+        pytest.param(adopt(1, 1, 4, (0,)), id="a slot that holds nothing"),
+    ],
+)
+def test_an_adoption_of_what_is_not_here_is_refused(wrong: Adopt) -> None:
+    with pytest.raises(WireError, match="adopt: got"):
+        resting().apply(header(adopts=(wrong,)))
+
+
+def test_slots_that_were_free_are_not_remembered() -> None:
+    slots = table()
+    slots.apply(FIRST)
+    slots.apply(header(frees=(Free(0, 1),)))
+    slots.rest()
+    slots.apply(FIRST)
+    assert slots.live() == {0: (1, 6, (5, 2))}

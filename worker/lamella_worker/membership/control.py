@@ -177,7 +177,7 @@ class StageControl(threading.Thread):
             case Loaded():
                 self._loaded = True
                 self._beat()
-            case Linked(epoch) if epoch == self._epoch:
+            case Linked(epoch, held) if epoch == self._epoch:
                 self._linked_epoch = epoch
                 self._send(
                     MembersAck(
@@ -185,6 +185,7 @@ class StageControl(threading.Thread):
                         incarnation=self._incarnation.hex(),
                         epoch=epoch,
                         last_step=self._telemetry.counters.steps,
+                        held=held,
                     )
                 )
             case Broken(epoch, reason) if epoch == self._epoch:

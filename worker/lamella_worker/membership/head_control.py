@@ -20,6 +20,7 @@ from lamella_contract.errors import WireError
 from lamella_contract.wire import (
     Envelope,
     Heartbeat,
+    HeldSlot,
     Join,
     Kind,
     Members,
@@ -41,9 +42,19 @@ from lamella_worker.membership.orders import (
     Probed,
     Relink,
     Report,
+    Resume,
     ToGateway,
 )
-from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Refuse, Ring, pod_of
+from lamella_worker.membership.ring import (
+    Action,
+    Connect,
+    Pause,
+    Phase,
+    Probe,
+    Refuse,
+    Ring,
+    pod_of,
+)
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.transport import Network, receive_from, send_to
@@ -90,6 +101,7 @@ class HeadControl(threading.Thread):
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
         self._told = (False, "")
+        self._held: dict[int, tuple[HeldSlot, ...]] = {}  # by stage, of the present epoch
         self._beats: dict[int, Heartbeat] = {}  # the last of each stage
         self._sent = 0
         self._ended = threading.Event()
@@ -156,18 +168,26 @@ class HeadControl(threading.Thread):
             case Loaded():
                 self._loaded = True
                 self._act(self._ring.heard(0, self._process, True, now_s))
-            case Linked(epoch):
-                self._act(self._ring.acknowledged(0, epoch, now_s))
+            case Linked(epoch, held):
+                self._acknowledged(0, epoch, held, now_s)
             case Probed(epoch):
                 self._act(self._ring.probed(epoch, now_s))
             case Broken(epoch, reason) if epoch == self._ring.epoch:
                 self._act(self._ring.broken(reason, now_s))
+
+    def _acknowledged(
+        self, stage: int, epoch: int, held: tuple[HeldSlot, ...], now_s: float
+    ) -> None:
+        if epoch == self._ring.epoch:
+            self._held[stage] = held
+        self._act(self._ring.acknowledged(stage, epoch, now_s))
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Connect(epoch, next_addresses):
                     self._next_addresses = next_addresses
+                    self._held.clear()
                     self._telemetry.epoch = epoch
                     log.info("the ring is connected anew", extra={"epoch": epoch})
                     for stage in self._ring.members:
@@ -184,6 +204,10 @@ class HeadControl(threading.Thread):
                     )
                     self._send(_identity(stage, process), Reject(reason, replaced=True))
                 case _:
+                    if isinstance(action, Probe):
+                        stages = range(self._config.pipeline.num_stages)
+                        held = tuple(self._held[stage] for stage in stages)
+                        self._channel.put(Resume(action.epoch, held))
                     if isinstance(action, Pause):
                         log.warning("the ring pauses", extra={"reason": action.reason})
                     self._channel.put(action)
@@ -247,7 +271,7 @@ class HeadControl(threading.Thread):
                     reason = f"stage {stage}: {message.error}"
                     self._act(self._ring.broken(reason, now_s))
             case MembersAck() if bytes.fromhex(message.incarnation) == self._incarnation:
-                self._act(self._ring.acknowledged(stage, message.epoch, now_s))
+                self._acknowledged(stage, message.epoch, message.held, now_s)
 
     def _is_member(self, stage: int, process: str) -> bool:
         member = self._ring.members.get(stage)

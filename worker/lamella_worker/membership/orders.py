@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lamella_contract.wire import Cancel, Replay, Submit, TokenEvent
+from lamella_contract.wire import Cancel, HeldSlot, Replay, Submit, TokenEvent
 from lamella_worker.membership.ring import Pause, Probe, Serve
 
 
 @dataclass(frozen=True, slots=True)
 class Relink:
-    """Drop all sequences and frames in flight; from now on send to `next_address`.
+    """Drop the frames in flight, and all sequences if the incarnation is another; from now on send
+    to `next_address`.
 
     `next_role` names whose key answers there.
     """
@@ -47,9 +48,21 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """The Relink of this epoch is done: old frames are dropped and the next stage answers."""
+    """The Relink of this epoch is done: old frames are dropped and the next stage answers.
+
+    `held` is what this stage kept of sequences.
+    """
 
     epoch: int
+    held: tuple[HeldSlot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """All stages are linked under this epoch; what each of them kept, the first stage's first."""
+
+    epoch: int
+    held: tuple[tuple[HeldSlot, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,7 @@ class ToGateway:
     events: tuple[TokenEvent, ...]
 
 
-Order: TypeAlias = Relink | Probe | Serve | Pause | FromGateway | DropOwner
+Order: TypeAlias = Relink | Resume | Probe | Serve | Pause | FromGateway | DropOwner
 """From the control thread to the compute thread."""
 
 Report: TypeAlias = Loaded | Linked | Broken | Probed | ToGateway

@@ -64,7 +64,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Steps may be scheduled under this epoch; every live request is to be recomputed first."""
+    """Steps may be scheduled under this epoch."""
 
     epoch: int
 

@@ -2,7 +2,9 @@
 
 Knows no gateway, no results and no clock. Three queues, each in order of age: *waiting* for a
 slot, *prefilling* (running, part of the prompt not yet given to a step), *ready* (running, the
-next token may be computed). A request whose sampling segment is in flight is in none.
+next token may be computed). A request whose sampling segment is in flight is in none. After a
+change of epoch a fourth, *replaying*: what the last stages still hold is computed again on the
+first ones. A step either replays or does all else, by turns.
 
 A step takes decode rows first: a cohort of them, and none while as many cohorts are in flight as
 pay. Then prompt chunks fill it up, oldest first; a younger prompt gets tokens only when all older
@@ -19,9 +21,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 
-from lamella_contract.wire import Adopt, SegmentHeader
+from lamella_contract.wire import EVERY_STAGE, Adopt, SegmentHeader
 from lamella_worker.scheduling.cost import Cohorts, CostModel, Work
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
+from lamella_worker.scheduling.resync import Kept, Rewind
 from lamella_worker.scheduling.running import RunningSet
 
 LEAST_CHUNK = 16
@@ -41,6 +44,7 @@ class Draft:
     pairs: int = 0
     decode_rows: int = 0
     prompt_tokens: int = 0
+    through: int = EVERY_STAGE
 
     @property
     def work(self) -> Work:
@@ -64,6 +68,8 @@ class Composer:
         self.waiting: OrderedDict[int, LiveRequest] = OrderedDict()
         self.prefilling: OrderedDict[int, LiveRequest] = OrderedDict()
         self.ready: OrderedDict[int, LiveRequest] = OrderedDict()
+        self.replaying: OrderedDict[int, tuple[LiveRequest, Rewind]] = OrderedDict()
+        self.rows_replayed = 0
         self.queued_tokens = 0  # prompt tokens that no step was given yet
         self.preemptions = 0
         self.cohort_count = 1
@@ -71,6 +77,7 @@ class Composer:
         self._max_step_tokens = max_step_tokens
         self._step_limit_s = step_limit_s
         self._decoding = False  # rows that decode are in this step or in flight
+        self._replay_is_next = False
         self._context = 0.0  # mean length of the decode rows of the last step with some
 
     def enqueue(self, request: LiveRequest) -> None:
@@ -85,17 +92,60 @@ class Composer:
             del self.waiting[arrival]
             self.queued_tokens -= len(request.ids)
             return
-        if self.prefilling.pop(arrival, None) is not None:
+        replayed = self.replaying.pop(arrival, None)
+        if self.prefilling.pop(arrival, None) is not None or replayed is not None:
             self.queued_tokens -= len(request.ids) - request.computed
         self.ready.pop(arrival, None)
         self.running.release(request)
 
-    def restart(self) -> None:
-        """Everyone waits again, oldest first, with all ids known so far."""
+    def restart(self, kept: Kept) -> None:
+        """All that run go on from what the stages hold; who waits goes on waiting."""
         self.prefilling.clear()
         self.ready.clear()
-        self._put_back(self.running.restart())
+        self.replaying.clear()
         self.queued_tokens = sum(len(request.ids) for request in self.waiting.values())
+        for request, rewind in self.running.restart(kept):
+            if rewind.start < rewind.until:
+                self.replaying[request.arrival] = (request, rewind)
+                self.queued_tokens += len(request.ids) - request.computed
+            else:
+                self._resume(request)
+
+    def _resume(self, request: LiveRequest) -> None:
+        """Compute what is left: at once if it is little, else in chunks, in order of age."""
+        pending = len(request.ids) - request.computed
+        older = next(iter(self.prefilling), request.arrival)
+        if pending <= LEAST_CHUNK and older >= request.arrival:
+            self.ready[request.arrival] = request
+            return
+        self.prefilling[request.arrival] = request
+        self.queued_tokens += pending
+        in_order = sorted(self.prefilling)
+        if in_order[-1] != request.arrival:
+            self.prefilling = OrderedDict((key, self.prefilling[key]) for key in in_order)
+
+    def takes_turn_to_replay(self) -> bool:
+        """Whether the next step computes what only the first stages lack."""
+        self._replay_is_next = bool(self.replaying) and not self._replay_is_next
+        return self._replay_is_next
+
+    def add_replays(self, draft: Draft) -> None:
+        """Fill the step with rows that the stages after one and the same hold, oldest first."""
+        for arrival, (request, rewind) in list(self.replaying.items()):
+            if draft.segments and rewind.through != draft.through:
+                continue
+            count = min(self._chunk_tokens(draft, request), rewind.until - request.computed)
+            if count <= 0:
+                return
+            draft.through = rewind.through
+            fed = self._feed(draft, request, count)
+            assert fed, "rows that were computed before have blocks"
+            draft.prompt_tokens += count
+            self.queued_tokens -= count
+            if request.computed == rewind.until:
+                del self.replaying[arrival]
+                self.queued_tokens -= len(request.ids) - request.computed
+                self._resume(request)
 
     def add_decodes(self, draft: Draft, *, steps_in_flight: int, rows_in_flight: int) -> None:
         """Put a cohort of ready rows into the step, unless enough cohorts are in flight."""
@@ -182,7 +232,8 @@ class Composer:
         """
         running = self.running
         need = running.blocks_for(len(request.ids)) + len(running)
-        for other in self.prefilling.values():
+        replaying = (other for other, _ in self.replaying.values())
+        for other in (*self.prefilling.values(), *replaying):
             need += running.missing_blocks(other, len(other.ids))
         return need <= running.blocks.free_blocks
 
@@ -193,7 +244,7 @@ class Composer:
         missing = self.running.missing_blocks(request, end)
         new_blocks: tuple[int, ...] = ()
         if missing:
-            found = self._take_blocks(request, missing)
+            found = self._take_blocks(draft, request, missing)
             if found is None:
                 return False
             new_blocks = found
@@ -204,20 +255,29 @@ class Composer:
         draft.requests.append(request)
         draft.ids += request.ids[start:end]
         draft.pairs += count * start + count * (count + 1) // 2
+        if start < request.given:
+            self.rows_replayed += min(end, request.given) - start
         request.computed = end
         return True
 
-    def _take_blocks(self, request: LiveRequest, count: int) -> tuple[int, ...] | None:
+    def _take_blocks(
+        self, draft: Draft, request: LiveRequest, count: int
+    ) -> tuple[int, ...] | None:
         """Blocks for a running request, taken from the youngest until there are enough.
 
-        None when the request is itself the youngest and must wait for the older ones.
+        None when the request is itself the youngest and must wait for the older ones, and when the
+        youngest is in the step already (a prompt that is computed again may be the older one).
         """
         while (found := self.running.extend(request, count)) is None:
             victim = self.running.youngest()
-            if victim is request:
+            if victim is request or victim in draft.requests:
                 return None
             self._preempt(victim)
         return found
+
+    def give_way(self) -> None:
+        """The youngest running request waits again."""
+        self._preempt(self.running.youngest())
 
     def _preempt(self, victim: LiveRequest) -> None:
         """Send the youngest running request back to the head of the queue.
@@ -248,7 +308,12 @@ class Composer:
             for arrival, request in queue.items():
                 assert running.get(arrival) is request, "queued to run without a slot"
                 assert request.computed < len(request.ids), "queued to run with nothing to compute"
-        assert not self.prefilling.keys() & self.ready.keys()
+        for arrival, (request, rewind) in self.replaying.items():
+            assert running.get(arrival) is request, "replayed without a slot"
+            assert rewind.start <= request.computed < rewind.until < len(request.ids)
+        queued = [*self.prefilling, *self.ready, *self.replaying]
+        assert len(set(queued)) == len(queued), "in two queues"
         tokens = sum(len(request.ids) for request in self.waiting.values())
         tokens += sum(len(r.ids) - r.computed for r in self.prefilling.values())
+        tokens += sum(len(r.ids) - r.computed for r, _ in self.replaying.values())
         assert tokens == self.queued_tokens, "queued tokens are miscounted"

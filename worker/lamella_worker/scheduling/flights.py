@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lamella_contract.errors import WireError
-from lamella_contract.wire import SegmentHeader, StepDone
+from lamella_contract.wire import EVERY_STAGE, SegmentHeader, StepDone
 from lamella_worker.scheduling.compose import Draft
 from lamella_worker.scheduling.cost import Work
 from lamella_worker.scheduling.requests import LiveRequest
@@ -29,6 +29,7 @@ class Flight:
     decode_rows: int
     prompt_tokens: int
     sent_s: float
+    whole: bool  # all stages compute it
 
     def tenants(self) -> Iterator[tuple[LiveRequest, SegmentHeader]]:
         """The requests that still hold their segment's slot, with the segment."""
@@ -86,6 +87,7 @@ class Flights:
             decode_rows=draft.decode_rows,
             prompt_tokens=draft.prompt_tokens,
             sent_s=now_s,
+            whole=draft.through == EVERY_STAGE,
         )
         self._flights.append(flight)
         self.decode_steps += flight.decode_rows > 0

@@ -70,5 +70,6 @@ class SchedulerStats:
     prompt_tokens: int
     output_tokens: int
     preemptions: int
+    rows_replayed: int  # computed again because an epoch ended
     stage_busy_s: tuple[float, ...]  # per stage: computing
     stage_idle_s: tuple[float, ...]  # per stage: waiting for a step

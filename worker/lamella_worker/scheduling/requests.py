@@ -39,8 +39,9 @@ class LiveRequest:
     """A request from submission to its last event.
 
     ``ids`` is the prompt, then the output; ``arrival`` orders requests for every decision.
-    ``computed`` positions were given to steps (their KV exists once those steps ran). ``slot`` is
-    `NO_SLOT` while it waits; (slot, generation) names one tenure of a slot.
+    ``computed`` positions were given to steps (their KV exists once those steps ran); below
+    ``given`` a row is computed again because an epoch ended. ``slot`` is `NO_SLOT` while it waits;
+    (slot, generation) names one tenure of a slot.
     """
 
     owner: bytes
@@ -56,6 +57,7 @@ class LiveRequest:
     generation: int = 0
     lease: Lease | None = None
     computed: int = 0
+    given: int = 0
     finish: str = ""
     error: str = ""
     error_kind: str = ""

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from lamella_contract.wire import Adopt, Free
 from lamella_worker.scheduling.blocks import BlockAllocator, Lease
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
+from lamella_worker.scheduling.resync import Kept, Rewind
 
 
 class RunningSet:
@@ -30,6 +31,7 @@ class RunningSet:
         self._free_slots = list(range(max_sequences))  # a heap: low slots first
         self._generations = [0] * max_sequences
         self._frees: list[Free] = []
+        self._adopts: dict[int, Adopt] = {}  # by slot: what a new epoch's stages must be told first
 
     def __len__(self) -> int:
         return len(self._by_arrival)
@@ -41,10 +43,6 @@ class RunningSet:
     @property
     def has_free_slot(self) -> bool:
         return bool(self._free_slots)
-
-    @property
-    def has_frees(self) -> bool:
-        return bool(self._frees)
 
     def youngest(self) -> LiveRequest:
         return self._by_arrival[next(reversed(self._by_arrival))]
@@ -65,13 +63,7 @@ class RunningSet:
         request.slot, request.generation = slot, self._generations[slot]
         request.lease = self.blocks.open(self.blocks_for(request.last_len))
         self._by_arrival[request.arrival] = request
-        return Adopt(
-            slot=slot,
-            generation=request.generation,
-            prompt_len=request.prompt_len,
-            ids=tuple(request.ids),
-            sampling=request.sampling,
-        )
+        return _adopt(request)
 
     def extend(self, request: LiveRequest, count: int) -> tuple[int, ...] | None:
         """``count`` more blocks; None (and no change) when too few are free."""
@@ -79,29 +71,43 @@ class RunningSet:
 
     def release(self, request: LiveRequest) -> None:
         """Take slot and blocks back; the stages learn of it from the next header."""
-        self._frees.append(Free(request.slot, request.generation))
-        self._drop(request)
+        if self._adopts.pop(request.slot, None) is None:  # else they know nothing of it yet
+            self._frees.append(Free(request.slot, request.generation))
+        del self._by_arrival[request.arrival]
+        self.blocks.close(_lease(request))
+        heapq.heappush(self._free_slots, request.slot)
+        request.slot, request.lease, request.computed = NO_SLOT, None, 0
 
     def take_frees(self) -> tuple[Free, ...]:
         frees, self._frees = tuple(self._frees), []
         return frees
 
-    def restart(self) -> list[LiveRequest]:
-        """Take everything back without telling the stages (they begin anew); oldest first.
+    def take_adopts(self) -> list[Adopt]:
+        """What the first header of an epoch says of the tenures that go on."""
+        adopts, self._adopts = list(self._adopts.values()), {}
+        return adopts
 
-        Generations go on where they were.
+    def restart(self, kept: Kept) -> list[tuple[LiveRequest, Rewind]]:
+        """Another epoch: slots, generations and blocks stay; where each request goes on.
+
+        Oldest first. The stages forget what they are not told of again, so nothing is freed.
         """
-        dropped = list(self)
-        for request in dropped:
-            self._drop(request)
         self._frees.clear()
-        return dropped
+        rewinds = []
+        for request in self:
+            rewind = kept.of(request.slot, request.generation, len(request.ids))
+            request.given = max(request.given, request.computed)
+            request.computed = rewind.start
+            self._adopts[request.slot] = _adopt(request, rewind.start)
+            rewinds.append((request, rewind))
+        return rewinds
 
-    def _drop(self, request: LiveRequest) -> None:
-        del self._by_arrival[request.arrival]
-        self.blocks.close(_lease(request))
-        heapq.heappush(self._free_slots, request.slot)
-        request.slot, request.lease, request.computed = NO_SLOT, None, 0
+    def lend(self) -> int:
+        """A block that holds nothing, for the probe of a new epoch; -1 when all are in use."""
+        lease = self.blocks.open(1)
+        found = self.blocks.extend(lease, 1)
+        self.blocks.close(lease)
+        return found[0] if found else -1
 
     def check_integrity(self) -> None:
         """Assert that slots and blocks have one owner each; O(pool)."""
@@ -114,7 +120,20 @@ class RunningSet:
         for request in self:
             assert request.generation == self._generations[request.slot]
             assert 0 <= request.computed <= len(request.ids)
-            assert len(_lease(request).blocks) == self.blocks_for(request.computed)
+            assert len(_lease(request).blocks) >= self.blocks_for(request.computed)
+            assert len(_lease(request).blocks) <= self.blocks_for(len(request.ids))
+
+
+def _adopt(request: LiveRequest, held: int = 0) -> Adopt:
+    return Adopt(
+        slot=request.slot,
+        generation=request.generation,
+        prompt_len=request.prompt_len,
+        ids=tuple(request.ids),
+        sampling=request.sampling,
+        held=held,
+        blocks=tuple(_lease(request).blocks),
+    )
 
 
 def _lease(request: LiveRequest) -> Lease:

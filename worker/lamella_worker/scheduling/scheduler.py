@@ -13,6 +13,7 @@ What lies where: `requests` the records, `running` slots and blocks,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from lamella_contract.errors import (
     WireError,
     from_kind,
 )
-from lamella_contract.wire import StepDone, StepHeader, Submit
+from lamella_contract.wire import HeldSlot, StepDone, StepHeader, Submit
 from lamella_worker.scheduling.compose import Composer, Draft
 from lamella_worker.scheduling.cost import CostModel, DrainRate
 from lamella_worker.scheduling.flights import Flight, Flights
@@ -38,6 +39,7 @@ from lamella_worker.scheduling.requests import (
     check_submit,
     live_request,
 )
+from lamella_worker.scheduling.resync import Kept
 from lamella_worker.scheduling.running import RunningSet
 
 
@@ -165,19 +167,26 @@ class Scheduler:
             return None
         draft = Draft()
         if self.limits.stages > 1 or not flights.have_rows:
-            compose.add_decodes(
-                draft, steps_in_flight=flights.decode_steps, rows_in_flight=flights.decode_rows
-            )
-            compose.add_prefills(draft)
+            if compose.takes_turn_to_replay():
+                compose.add_replays(draft)
+            else:
+                compose.add_decodes(
+                    draft, steps_in_flight=flights.decode_steps, rows_in_flight=flights.decode_rows
+                )
+                compose.add_prefills(draft)
+                if not draft.segments:
+                    compose.add_replays(draft)
         frees = compose.running.take_frees()
-        if not draft.segments and not frees:
+        adopts = compose.running.take_adopts() + draft.adopts
+        if not draft.segments and not frees and not adopts:
             return None
         self._steps += 1
         header = StepHeader(
             step=self._steps,
             frees=frees,
-            adopts=tuple(draft.adopts),
+            adopts=tuple(adopts),
             segments=tuple(draft.segments),
+            through=draft.through,
         )
         work = draft.work
         flights.send(header.step, draft, work, now_s)
@@ -238,7 +247,7 @@ class Scheduler:
             self._busy_ns[stage] += time.compute_ns
             self._idle_ns[stage] += time.idle_ns
         work = flight.work
-        if work.tokens:
+        if work.tokens and flight.whole:
             self._cost.observe(work, [time.compute_ns * 1e-9 for time in done.trace])
             if not work.prefill and flight.decode_rows:
                 self._compose.cohorts.observe(work.tokens)
@@ -249,14 +258,27 @@ class Scheduler:
 
     # Membership
 
-    def restart(self) -> None:
-        """Stages lost what they kept: every request is computed again from the ids it has.
+    def restart(self, answers: Sequence[Sequence[HeldSlot]] = ()) -> None:
+        """A new epoch: every running request goes on from what all stages hold of it.
 
-        Steps in flight are forgotten; their StepDone, should one still come, is ignored. The
-        stages must have dropped all slots: what was freed meanwhile is not told to them.
+        ``answers`` has one entry per stage: what it kept; without them nobody kept anything. Known
+        ids beyond are computed again, none is sampled again. Steps in flight are forgotten; their
+        StepDone, should one still come, is ignored. The first header tells the stages of all
+        tenures that go on; what else they had is to rest until it is overwritten.
         """
         self._flights.clear()
-        self._compose.restart()
+        self._compose.restart(Kept(self.limits.stages, answers))
+
+    def lend_block(self) -> int:
+        """A block for the probe: one that holds nothing of anyone.
+
+        When all are in use, the youngest request gives way as to any other.
+        """
+        block = self._compose.running.lend()
+        if block < 0:
+            self._compose.give_way()
+            block = self._compose.running.lend()
+        return block
 
     def fail_all(self, reason: str, kind: str = PipelineUnavailable.kind) -> list[OwnedEvent]:
         """End every live request with an error; the events that say so."""
@@ -281,6 +303,7 @@ class Scheduler:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             preemptions=compose.preemptions,
+            rows_replayed=compose.rows_replayed,
             stage_busy_s=tuple(ns * 1e-9 for ns in self._busy_ns),
             stage_idle_s=tuple(ns * 1e-9 for ns in self._idle_ns),
         )
@@ -299,6 +322,6 @@ class Scheduler:
         compose.check_integrity()
         assert len(self._book) == len(compose.running) + len(compose.waiting)
         awaited = self._flights.awaited()
-        queued = compose.prefilling.keys() | compose.ready.keys()
+        queued = compose.prefilling.keys() | compose.ready.keys() | compose.replaying.keys()
         assert awaited.isdisjoint(compose.ready)
         assert awaited | queued == {request.arrival for request in compose.running}
