@@ -137,6 +137,11 @@ class ToyEngine:
         """Every sequence is done; the pages keep what they have."""
         self._states.clear()
 
+    @property
+    def rewindable(self) -> bool:
+        """Pages hold all there is of a sequence."""
+        return not self._recurrent
+
     def memory(self) -> dict[str, int]:
         return {}
 

@@ -106,9 +106,22 @@ def _with_gate(gate: type[InGate]) -> type[StageProcess]:
 class _KeepsTables(StageProcess):
     def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
         class Runner(CheckedRunner):
-            def reset(self) -> None:
+            def enter(self, incarnation: bytes) -> Any:
                 self._last_step = -1
-                self._engine.reset()
+                return ()
+
+        return Runner(*parts, **named)
+
+
+class _BelievesTooMuch(StageProcess):
+    """One position more is taken for kept than was computed."""
+
+    def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
+        class Runner(CheckedRunner):
+            def enter(self, incarnation: bytes) -> Any:
+                for held in super().enter(incarnation):
+                    self._slots._sure[held.slot] += 1
+                return self._slots.held()
 
         return Runner(*parts, **named)
 
@@ -255,6 +268,7 @@ MUTANTS: dict[str, Mutant] = {
     "any_sequence": Mutant("a missing frame is not missed", _with_gate(_AnySequence)),
     "twice": Mutant("a frame that was seen before is taken again", _with_gate(_Twice)),
     "keeps_tables": Mutant("tables outlive their epoch", _KeepsTables),
+    "believes_too_much": Mutant("one position too much is taken for kept", _BelievesTooMuch),
     "forgets_free": Mutant("a stage's engine is not told of frees", _ForgetsFree),
     "skips_first": Mutant("one value is not computed again after a change", _SkipsFirst),
     "short_memory": Mutant("penalties forget what was said before a restart", _ShortMemory),

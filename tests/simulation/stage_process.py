@@ -103,9 +103,9 @@ class CheckedRunner(StepRunner):
 
     _last_step = -1
 
-    def reset(self) -> None:
+    def enter(self, incarnation: bytes) -> Any:
         self._last_step = -1
-        super().reset()
+        return super().enter(incarnation)
 
     def run(self, header: StepHeader, inputs: Any) -> Any:
         if header.step < PROBE_STEP:
