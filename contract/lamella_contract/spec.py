@@ -45,6 +45,7 @@ too (`spec_cluster`) and used by the operator alone.
       drainSeconds: 30                       # that a stage 0 asked to end gives its requests
       paused: false                          # true: the operator changes nothing
       revisionHistoryLimit: 3
+      keyGeneration: 1                       # raise it to rotate the keys of the tensor path
       disruption: Allow                      # or Never: autoscalers leave the nodes alone
 """
 

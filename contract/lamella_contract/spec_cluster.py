@@ -36,6 +36,7 @@ CLUSTER_KEYS = (
     "drainSeconds",
     "paused",
     "revisionHistoryLimit",
+    "keyGeneration",
     "disruption",
 )
 
@@ -123,6 +124,7 @@ class ClusterSpec:
     drain_s: int = 30
     paused: bool = False
     revision_history_limit: int = 3
+    key_generation: int = 1
     disruption: str = DISRUPTION_ALLOW
 
 
@@ -130,6 +132,7 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
     """What the keys in `CLUSTER_KEYS` of ``spec`` say; raises `InvalidSpec`."""
     drain = spec.count("drainSeconds", 0, 3600)
     history = spec.count("revisionHistoryLimit", 0, 100)
+    generation = spec.count("keyGeneration", 1)
     return ClusterSpec(
         images=_images(spec.child("images", ("worker", "gateway", "pullPolicy"))),
         image_pull_secrets=_pull_secrets(spec),
@@ -148,6 +151,7 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
         drain_s=30 if drain is None else drain,
         paused=spec.flag("paused"),
         revision_history_limit=3 if history is None else history,
+        key_generation=1 if generation is None else generation,
         disruption=spec.choice("disruption", (DISRUPTION_ALLOW, DISRUPTION_NEVER)),
     )
 

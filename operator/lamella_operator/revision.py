@@ -27,13 +27,13 @@ HASH_DIGITS = 10
 class Revision:
     """``pods`` holds one pod manifest per stage, without name, replica and predecessor.
 
-    ``gateway`` is the Deployment of the gateways, ``commit`` the model's, ``model_hash`` (hex) is
+    ``gateway`` is the Deployment of the gateways, ``commit`` the model's, ``link_hash`` (hex) is
     equal for revisions whose gateways can serve each other's pipelines.
     """
 
     hash: str
     commit: str
-    model_hash: str
+    link_hash: str
     plan: Plan
     pods: tuple[Manifest, ...]
     gateway: Manifest
@@ -50,7 +50,7 @@ class Revision:
             "version": VERSION,
             "hash": self.hash,
             "commit": self.commit,
-            "modelHash": self.model_hash,
+            "linkHash": self.link_hash,
             "plan": forms.to_plain(self.plan),
             "pods": [dict(pod) for pod in self.pods],
             "gateway": dict(self.gateway),
@@ -68,7 +68,7 @@ class Revision:
             return cls(
                 hash=document["hash"],
                 commit=document["commit"],
-                model_hash=document["modelHash"],
+                link_hash=document["linkHash"],
                 plan=forms.from_plain(Plan, document["plan"], InvalidConfig, "plan"),
                 pods=tuple(document["pods"]),
                 gateway=document["gateway"],

@@ -157,9 +157,9 @@ class Rival:
     created_s: float
 
 
-def no_keys(role: str) -> str:
+def no_keys(role: str, generation: int) -> str:
     """Stands where nobody is asked for keys."""
-    raise LookupError(f"no key of {role!r} was given")
+    raise LookupError(f"no key of {role!r} ({generation}) was given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Observed:
     ``rings`` has an entry for each replica whose stage 0 was asked and answered. ``rivals`` is
     filled only when a replica of ours has been half-placed for its timeout. ``refusals`` are of
     the actions of this very reconcile, when it is told after acting. ``public_key`` gives the
-    public key (z85) of a role (``stage-0``, ``gateway-0``); it is derived when it is asked for.
+    public key (z85) of a role (``stage-0``, ``gateway-0``) in a generation, when it is asked for.
     """
 
     now_s: float
@@ -182,4 +182,4 @@ class Observed:
     rings: Mapping[int, RingView] = field(default_factory=dict)
     rivals: tuple[Rival, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    public_key: Callable[[str], str] = field(default=no_keys, compare=False)
+    public_key: Callable[[str, int], str] = field(default=no_keys, compare=False)

@@ -93,6 +93,7 @@ def test_everything_said_means_this() -> None:
         drain_s=0,
         paused=True,
         revision_history_limit=0,
+        key_generation=7,
         disruption="Never",
     )
     assert set(made.affinity) == {"nodeAffinity", "podAffinity", "podAntiAffinity"}

@@ -59,20 +59,30 @@ def test_scale_1_3_0_1(make: Any, table: Any) -> None:
     table.add(Row("kubectl scale 1-3-0-1", ", ".join(seen)))
 
 
-def test_a_change_rolls_under_load(make: Any, table: Any) -> None:
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("a change of the manifest", {"podLabels": {"change": "1"}}),
+        ("new keys", {"keyGeneration": 2}),
+    ],
+    ids=["labels", "keys"],
+)
+def test_a_change_rolls_under_load(
+    make: Any, table: Any, what: str, change: dict[str, Any]
+) -> None:
     model = make("rolling", replicas=2)
     model.until_ready(240)
     with Traffic(model.url, model.name) as load:
         load.flow()
         before, moment = model.uids(), time.monotonic()
-        model.apply(podLabels={"change": "1"})
+        model.apply(**change)
         model.until_ready(400)
         seconds = round(time.monotonic() - moment, 1)
         assert not model.uids() & before, "every stage is of the new manifest"
         load.flow()
         load.stop()
         told = load.since(moment)
-    table.add(Row("a change of the manifest rolls, two pipelines", "drained one at a time",
+    table.add(Row(f"{what} rolls through two pipelines", "drained one at a time",
                   f"{len(told.errors)} of {told.answers}", told.longest_pause_s,
                   seconds))  # fmt: skip
     told.assert_unharmed()

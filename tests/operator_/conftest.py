@@ -23,9 +23,10 @@ UID = "5b1f7a52-3c1e-4c5e-9f7e-0a9d4b1c2d3e"
 SETTINGS = Settings(worker_image="registry.test/worker:1", operator_image="registry.test/op:1")
 
 
-def public_key(role: str) -> str:
+def public_key(role: str, generation: int) -> str:
     """Forty characters that name the role."""
-    return f"public-key-of-{role}".ljust(40, ".")
+    text = f"public-key-of-{role}" + (f"-{generation}" if generation > 1 else "")
+    return text.ljust(40, ".")
 
 
 def make_model(

@@ -1,6 +1,6 @@
 """Which revision the gateways' Deployment is of, and for which pipelines it must wait.
 
-Gateways speak only to pipelines of their own model hash. So they change at once where the hash
+Gateways speak only to pipelines of their own link hash. So they change at once where the hash
 stays; else when a pipeline of the new revision serves, or none of the old one does; and the last
 old pipeline that serves is kept until every gateway has changed and the old ones have finished
 their streams.
@@ -15,7 +15,7 @@ from lamella_operator import reasons
 from lamella_operator.actions import Note
 from lamella_operator.deciding import revisions, verdict, words
 from lamella_operator.deciding.slots import Pipeline
-from lamella_operator.desired.labels import ANNOTATION_MODEL_HASH
+from lamella_operator.desired.labels import ANNOTATION_LINK_HASH
 from lamella_operator.desired.object_names import gateway_name
 from lamella_operator.revision import Revision
 from lamella_operator.views import LiveObject, Manifest, Observed, PodView
@@ -23,11 +23,11 @@ from lamella_operator.views import LiveObject, Manifest, Observed, PodView
 
 @dataclass(frozen=True, slots=True)
 class Gateways:
-    """The live Deployment: the revision and model hash that it is of, and whether all its pods
+    """The live Deployment: the revision and link hash that it is of, and whether all its pods
     have changed to it (``settled``). "" where there is none."""
 
     revision: str = ""
-    model_hash: str = ""
+    link_hash: str = ""
     settled: bool = False
 
 
@@ -40,25 +40,25 @@ def live(observed: Observed) -> Gateways:
     if found is None:
         return Gateways()
     meta = found.manifest.get("metadata") or {}
-    model_hash = str((meta.get("annotations") or {}).get(ANNOTATION_MODEL_HASH, ""))
+    link_hash = str((meta.get("annotations") or {}).get(ANNOTATION_LINK_HASH, ""))
     ends = any(
         pod.deleted_s is not None and not verdict.ghost(pod, observed.now_s)
         for pod in observed.gateway_pods
     )
     settled = _rolled_out(found) and not ends
-    return Gateways(revisions.revision_label(found.manifest), model_hash, settled)
+    return Gateways(revisions.revision_label(found.manifest), link_hash, settled)
 
 
 def needed(
     pipelines: Sequence[Pipeline], current: Revision, now: Gateways, known: Mapping[str, Revision]
 ) -> list[int]:
-    """The replica that gateways of another model hash still need: one of those that serve."""
-    if not now.model_hash or (now.model_hash == current.model_hash and now.settled):
+    """The replica that gateways of another link hash still need: one of those that serve."""
+    if not now.link_hash or (now.link_hash == current.link_hash and now.settled):
         return []
     others = [
         one.replica
         for one in pipelines
-        if one.ready and _hash_of(one.revision, known) != current.model_hash
+        if one.ready and _hash_of(one.revision, known) != current.link_hash
     ]
     return sorted(others)[:1]  # the others are removed before it
 
@@ -72,11 +72,11 @@ def wanted(
     held: bool,
 ) -> Revision:
     """The revision that the Deployment is to be of; ``held``: a removal waits for the gateways."""
-    if now.model_hash in ("", current.model_hash) or now.revision not in known:
+    if now.link_hash in ("", current.link_hash) or now.revision not in known:
         return current
     ready = [one for one in pipelines if one.ready]
-    updated = any(_hash_of(one.revision, known) == current.model_hash for one in ready)
-    old = any(_hash_of(one.revision, known) == now.model_hash for one in ready)
+    updated = any(_hash_of(one.revision, known) == current.link_hash for one in ready)
+    old = any(_hash_of(one.revision, known) == now.link_hash for one in ready)
     return current if updated or held or not old else known[now.revision]
 
 
@@ -129,4 +129,4 @@ def _rolled_out(deployment: LiveObject) -> bool:
 
 def _hash_of(revision: str, known: Mapping[str, Revision]) -> str:
     found = known.get(revision)
-    return "" if found is None else found.model_hash
+    return "" if found is None else found.link_hash

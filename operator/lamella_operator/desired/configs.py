@@ -38,8 +38,8 @@ TERMINATION_LOG = "/dev/termination-log"
 GATEWAY_ROLE = names.gateway_role(0)
 """All gateways of a model share one key; they tell themselves apart by their pods' names."""
 
-PublicKey = Callable[[str], str]
-"""The public key (z85) of a role (``stage-0``, ``gateway-0``) of one model."""
+PublicKey = Callable[[str, int], str]
+"""The public key (z85) of a role (``stage-0``, ``gateway-0``) of one model in a generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,18 @@ class Making:
     plan: Plan
     settings: Settings
     public_key: PublicKey
-    key_generation: int = 1
 
     @property
     def stages(self) -> int:
         return len(self.plan.stages)
+
+    @property
+    def key_generation(self) -> int:
+        return self.spec.cluster.key_generation
+
+    def key_of(self, role: str) -> str:
+        """The public key of ``role`` in this revision's generation."""
+        return self.public_key(role, self.key_generation)
 
     @property
     def is_hub(self) -> bool:
@@ -125,6 +132,13 @@ def pipeline_config(making: Making) -> PipelineConfig:
     )
 
 
+def link_hash(making: Making) -> str:
+    """Equal where gateways of one revision can speak to pipelines of the other: the model is the
+    same, and so are the keys."""
+    model, generation = pipeline_config(making).model_hash().hex(), making.key_generation
+    return model if generation == 1 else f"{model}-{generation}"
+
+
 def stage_config(making: Making, pipeline: PipelineConfig, stage: int) -> StageConfig:
     """What ``stage`` is told; its own address and its replica are references, see `expand`."""
     cluster = making.spec.cluster
@@ -139,7 +153,7 @@ def stage_config(making: Making, pipeline: PipelineConfig, stage: int) -> StageC
         data_bind=_own(names.PORT_DATA),
         http_address=f"0.0.0.0:{names.PORT_PROBES}",
         key_file=f"{KEY_DIR}/key.json",
-        peer_keys=tuple((role, making.public_key(role)) for role in peers(stage, making.stages)),
+        peer_keys=tuple((role, making.key_of(role)) for role in peers(stage, making.stages)),
         cache_dir=CACHE_DIR,
         hub_token_file=hub_token_file(making.spec),
         replace_after_s=float(cluster.recovery.replace_after_s),
@@ -172,7 +186,7 @@ def gateway_config(making: Making, pipeline: PipelineConfig) -> GatewayConfig:
         replicas=(),
         tokenizer_path=pipeline.model_path,
         key_file=f"{KEY_DIR}/key.json",
-        peer_keys=((names.stage_role(0), making.public_key(names.stage_role(0))),),
+        peer_keys=((names.stage_role(0), making.key_of(names.stage_role(0))),),
         model_hash=pipeline.model_hash().hex(),
         max_model_len=pipeline.max_model_len,
         max_queued_tokens=pipeline.max_queued_tokens,

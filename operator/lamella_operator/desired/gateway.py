@@ -27,13 +27,12 @@ def deployment_template(making: Making) -> Manifest:
     """The Deployment without name and number of replicas, which are no matter of a revision."""
     model, spec = making.model, making.spec
     own = labels.labels(model, names.ROLE_GATEWAY)
-    pipeline = configs.pipeline_config(making)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
             "labels": own,
-            "annotations": {labels.ANNOTATION_MODEL_HASH: pipeline.model_hash().hex()},
+            "annotations": {labels.ANNOTATION_LINK_HASH: configs.link_hash(making)},
         },
         "spec": {
             "selector": {"matchLabels": labels.selector(model.uid, names.ROLE_GATEWAY)},

@@ -15,7 +15,7 @@ from lamella_operator.views import Manifest, ModelView
 NAME = "lamella"  # app.kubernetes.io/name of everything
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"
-ANNOTATION_MODEL_HASH = f"{names.GROUP}/model-hash"  # on the gateways' Deployment: whom they serve
+ANNOTATION_LINK_HASH = f"{names.GROUP}/link-hash"  # on the gateways' Deployment: whom they serve
 
 
 def labels(model: ModelView, role: str = "", **more: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ def make_revision(
     return Revision(
         hash=hash_of(making.spec, profile.commit),
         commit=profile.commit,
-        model_hash=configs.pipeline_config(making).model_hash().hex(),
+        link_hash=configs.link_hash(making),
         plan=plan,
         pods=pods.templates(making),
         gateway=deployment_template(making),

@@ -84,7 +84,7 @@ class Keys:
         if len(self._root) < ROOT_BYTES:
             raise InvalidConfig(f"Secret {self._root_name}: {ROOT_KEY!r} is shorter than 32 bytes")
 
-    def public_key(self, model_uid: str, role: str, generation: int = 1) -> str:
+    def public_key(self, model_uid: str, role: str, generation: int) -> str:
         """The public key that everybody who talks to ``role`` is told."""
         return derive(self._root, model_uid, role, generation).public
 

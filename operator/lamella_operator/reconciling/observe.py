@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lamella_contract import names
 from lamella_operator.reconciling import missing, parse, stage0
@@ -87,7 +88,7 @@ class Observer:
     client: Client
     nodes: Nodes
     ask: stage0.Ask
-    public_key: Callable[[str, str], str]
+    public_key: Callable[[str, str, int], str]
     namespaces: tuple[str, ...]
     now_s: Callable[[], float]
 
@@ -130,7 +131,7 @@ class Observer:
             ),
             objects=tuple(_live(found, key.uid)),
             rings=await stage0.rings(self.ask, stages),
-            public_key=lambda role: self.public_key(key.uid, role),
+            public_key=partial(self.public_key, key.uid),
         )
         version = parse.text(document, "metadata", "resourceVersion")
         soon = bool(stage0.to_ask(stages)) or any(missing.creating(pod) for pod in pods)

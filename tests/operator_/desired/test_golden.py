@@ -63,7 +63,7 @@ def test_configurations_are_what_the_processes_read(
     for config in stages:
         assert config.pipeline.replica == 7
         assert config.pipeline == stages[0].pipeline
-        assert config.pipeline.model_hash().hex() == gateway.model_hash == made.revision.model_hash
+        assert config.pipeline.model_hash().hex() == gateway.model_hash == made.revision.link_hash
         assert config.data_bind == "tcp://10.1.2.3:5702"
     assert stages[0].control_address == "tcp://10.1.2.3:5701"
     for config in stages[1:]:

@@ -62,6 +62,20 @@ def test_replicas_differ_in_name_replica_and_annotations_only(
     assert len(other["metadata"]["name"]) <= 63
 
 
+def test_keys_of_another_generation_are_mounted_and_told(make: Callable[..., Any]) -> None:
+    first, second = make(BODY).revision, make({**BODY, "keyGeneration": 2}).revision
+
+    def secret(revision: Any) -> str:
+        mounted = revision.pods[1]["spec"]["volumes"]
+        return next(one["secret"]["secretName"] for one in mounted if one["name"] == "keys")
+
+    assert (secret(first)[-2:], secret(second)[-2:]) == ("-1", "-2")
+    assert "public-key-of-stage-0-2" in str(second.pods[1])
+    assert "public-key-of-stage-0-2" in str(second.gateway)
+    assert first.link_hash != second.link_hash
+    assert first.hash != second.hash
+
+
 def test_a_pod_changes_no_template(make: Callable[..., Any]) -> None:
     made = make(BODY)
     before = copy.deepcopy(made.revision.pods)

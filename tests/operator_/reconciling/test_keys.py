@@ -90,10 +90,10 @@ class Lab:
 def test_the_root_secret_is_made_once_and_read_ever_after() -> None:
     lab = Lab()
     lab.load()
-    first = lab.keys.public_key("uid-m", "stage-0")
+    first = lab.keys.public_key("uid-m", "stage-0", 1)
     again = Lab(lab.store)
     again.load()
-    assert again.keys.public_key("uid-m", "stage-0") == first
+    assert again.keys.public_key("uid-m", "stage-0", 1) == first
     assert lab.store.writes == [("POST", "/api/v1/namespaces/system/secrets")]
 
 
@@ -105,7 +105,7 @@ def test_two_operators_that_make_the_root_secret_at_once_agree() -> None:
         await asyncio.gather(one.keys.load(), two.keys.load())
 
     asyncio.run(both())
-    assert one.keys.public_key("u", "stage-0") == two.keys.public_key("u", "stage-0")
+    assert one.keys.public_key("u", "stage-0", 1) == two.keys.public_key("u", "stage-0", 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_models_secrets_hold_what_the_others_are_told() -> None:
     lab.load()
     assert lab.ensure() is None
     for role in ROLES:
-        assert lab.pair(role)["public"] == lab.keys.public_key("uid-m", role)
+        assert lab.pair(role)["public"] == lab.keys.public_key("uid-m", role, 1)
     secrets = [one for path, one in lab.store.objects.items() if "/ai/" in path]
     assert len(secrets) == 3
     assert all(one["immutable"] for one in secrets)

@@ -166,7 +166,7 @@ def test_everything_of_the_model_is_seen_and_nothing_of_others(lab: Lab) -> None
     assert [(one.number, one.hash, one.document) for one in seen.revisions] == [
         (4, "r1", {"hash": "r1"})
     ]
-    assert seen.public_key("stage-0") == lab.keys.public_key("uid-m", "stage-0")
+    assert seen.public_key("stage-0", 1) == lab.keys.public_key("uid-m", "stage-0", 1)
     assert not any("secrets" in path for method, path in lab.store.asked[2:])
 
 

@@ -14,6 +14,7 @@ from lamella_operator.actions import Decision, Wait
 from lamella_operator.deciding.decide import decide
 
 NEW = {"context": {"maxLength": 2048}}  # changes the model's hash
+KEYS = {"keyGeneration": 2}  # the model is the same, and no old gateway can speak to it
 SAME_HASH = {"podLabels": {"team": "search"}}  # changes pods, not what gateways compare
 
 
@@ -32,9 +33,9 @@ def revision(world: World, name: str) -> str:
 
 
 def gateways(world: World, name: str) -> str:
-    """The model hash of the gateways."""
+    """Whom the gateways can serve."""
     item = world.objects["Deployment", f"{name}-gateway"]
-    return str(item["metadata"]["annotations"]["lamella.dev/model-hash"])
+    return str(item["metadata"]["annotations"]["lamella.dev/link-hash"])
 
 
 def start(seed: int = 1, **changes: object) -> World:
@@ -97,7 +98,7 @@ def test_scaling_down_drains_stage_0_before_the_rest() -> None:
     assert set(served(world, "m")) == {0}
 
 
-@pytest.mark.parametrize("change", [NEW, SAME_HASH], ids=["other model hash", "same model hash"])
+@pytest.mark.parametrize("change", [NEW, KEYS, SAME_HASH], ids=["model", "keys", "labels"])
 @pytest.mark.parametrize(
     ("replicas", "unavailable", "surge"),
     [(1, 1, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1), (3, 0, 1), (3, 2, 0), (2, 0, 2)],
@@ -118,10 +119,11 @@ def test_a_change_rolls_within_its_bounds(
     assert len(served(world, "m")) == replicas
 
 
-def test_gateways_change_before_the_last_old_pipeline_is_drained() -> None:
+@pytest.mark.parametrize("change", [NEW, KEYS], ids=["model", "keys"])
+def test_gateways_change_before_the_last_old_pipeline_is_drained(change: dict[str, object]) -> None:
     world = start(replicas=1, rollout={"maxUnavailable": 1, "maxSurge": 0})
     old = gateways(world, "m")
-    world.apply("m", make_body(rollout={"maxUnavailable": 1, "maxSurge": 0}, **NEW))
+    world.apply("m", make_body(rollout={"maxUnavailable": 1, "maxSurge": 0}, **change))
     for _ in range(50):
         pods = world.stages("m")
         begun = any(pod.deleted_s is not None for pod in pods) or not pods

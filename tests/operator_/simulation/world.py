@@ -60,7 +60,7 @@ class World(Cluster):
                 if item["metadata"]["labels"].get(names.LABEL_MODEL_UID) == model.uid
             ),
             rings=self._rings(model),
-            public_key=lambda role: role.ljust(40, "."),
+            public_key=lambda role, generation: f"{role}-{generation}".ljust(40, "."),
         )
         if wants_rivals(observed):
             observed = replace(observed, rivals=tuple(self._rivals()))
