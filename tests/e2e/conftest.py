@@ -36,7 +36,9 @@ models = _helper("models")
 release_module = _helper("release")
 report = _helper("report")
 traffic = _helper("traffic")
+_helper("tls_pod")
 _helper("webhook")
+_helper("autoscaling")
 
 SPACE = "lamella-e2e"
 

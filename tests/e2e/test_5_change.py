@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from e2e_autoscaling import QueueMetrics, autoscaler
 from e2e_kube import wait_for
 from e2e_report import Row
 from e2e_traffic import Traffic
@@ -57,6 +58,36 @@ def test_scale_1_3_0_1(make: Any, table: Any) -> None:
         if replicas == 3:
             assert first <= model.uids(), "the pipeline that served goes on"
     table.add(Row("kubectl scale 1-3-0-1", ", ".join(seen)))
+
+
+@pytest.fixture
+def queue(kube: Any, fresh_space: Callable[..., str]) -> Iterator[QueueMetrics]:
+    queue = QueueMetrics(kube, fresh_space("metrics"))
+    yield queue
+    queue.remove()
+
+
+def test_an_autoscaler_goes_1_3_1(make: Any, kube: Any, queue: QueueMetrics, table: Any) -> None:
+    model = make("auto", gateway={"replicas": 1})
+    model.until_ready()
+    queue.start()
+    queue.say(0)
+    kube.apply(autoscaler(model.namespace, "auto", most=3, tokens_each=100))
+    seen = []
+    for tokens, replicas in ((250, 3), (50, 1)):
+        began = time.monotonic()
+        queue.say(tokens)
+
+        def reached(want: int = replicas) -> bool:
+            found = model.object
+            assert found["spec"].get("replicas", 1) <= 3, "above the target"
+            assert len(model.pods(stage=0)) <= 3, "a pipeline too many"
+            return bool(found["status"].get("readyReplicas") == want == found["spec"]["replicas"])
+
+        wait_for(f"{replicas} pipelines", reached, 240, 0.5)
+        seen.append(f"{replicas}: {time.monotonic() - began:.0f} s")
+    kube.delete("horizontalpodautoscalers", "auto", model.namespace)
+    table.add(Row("a HorizontalPodAutoscaler goes 1-3-1", ", ".join(seen)))
 
 
 @pytest.mark.parametrize(
