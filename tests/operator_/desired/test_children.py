@@ -48,6 +48,11 @@ def test_restricted_egress_lets_a_mirror_and_a_proxy_be_reached(make: Callable[.
     assert [port["port"] for port in egress[-1]["ports"]] == [80, 443, 3128]
 
 
+def test_a_gateway_that_is_deleted_while_it_starts_ends(make: Callable[..., Any]) -> None:
+    pod = make(BODY).revision.gateway["spec"]["template"]["spec"]
+    assert pod["shareProcessNamespace"], "it is not process 1, so that SIGTERM ends it at any time"
+
+
 def test_gateways_bear_a_moment_in_which_all_nodes_look_lost(make: Callable[..., Any]) -> None:
     pod = make(BODY).revision.gateway["spec"]["template"]["spec"]
     assert {each["tolerationSeconds"] for each in pod["tolerations"]} == {60}
