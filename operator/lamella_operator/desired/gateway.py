@@ -81,8 +81,8 @@ def _pod_spec(making: Making) -> dict[str, Any]:
     found: dict[str, Any] = {
         **podparts.pod_basics(spec, settings),
         "terminationGracePeriodSeconds": GRACE_S,
-        # process 1 ignores signals that it has no handler for yet: a gateway deleted while it starts
-        # would stay for all of its grace period
+        # process 1 ignores signals that it has no handler for yet: a gateway that is deleted while
+        # it starts would stay for all of its grace period
         "shareProcessNamespace": True,
         "securityContext": podparts.pod_security(),
         # after an outage of the API server all nodes look lost for a moment, and a gateway that is
