@@ -177,7 +177,8 @@ class GatewayConfig:
 
     ``name`` is its role (``gateway-0``), under which its key is known; ``instance`` tells gateways
     of one role apart. ``replicas`` are the gateway addresses of the pipelines' stage 0; or
-    ``discover`` is a ``host:port`` whose host's addresses are, looked up again and again.
+    ``discover`` is a ``host:port`` whose host's addresses are, or ``file:<path>`` of a file that
+    lists them (one a line, written whole or not at all), looked up again and again.
     ``model_hash`` is `PipelineConfig.model_hash` in hex. The tokenizer is at ``tokenizer_path``,
     or "" there and it is read from ``model_uri`` (with the token in ``hub_token_file``) into
     ``cache_dir``. ``api_keys_file`` "" lets everyone in. A request that has no token for

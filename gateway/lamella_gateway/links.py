@@ -28,6 +28,7 @@ class Links:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._links: dict[str, Link] = {}
+        self._preferred: frozenset[str] = frozenset()
         self.problem = ""
 
     def __iter__(self) -> Iterator[Link]:
@@ -50,12 +51,17 @@ class Links:
         self._news.lost(address, "its address is gone")
         self._news.gone(address)
 
+    def prefer(self, addresses: tuple[str, ...]) -> None:
+        """What is new goes to one of these while one of them is ready."""
+        self._preferred = frozenset(addresses)
+
     def connected(self) -> Mapping[str, bool]:
         return {address: link.connected for address, link in self._links.items()}
 
     def ready(self, now_s: float) -> list[Link]:
-        """Those that would serve a request submitted now."""
-        return [link for link in self._links.values() if link.ready(now_s)]
+        """Those that a request submitted now is to go to."""
+        ready = [link for link in self._links.values() if link.ready(now_s)]
+        return [link for link in ready if link.address in self._preferred] or ready
 
     def send(self, address: str, message: GatewayMessage) -> bool:
         """False when there is no link or no connection to take it."""
@@ -79,7 +85,8 @@ class Links:
             told = {} if link.status is None else forms.to_plain(link.status)
             assert isinstance(told, dict)
             known = {"ready": link.ready(now_s), "reason": link.reason(now_s)}
-            pipelines.append(told | known | {"address": address, "connected": link.connected})
+            place = {"address": address, "preferred": address in self._preferred}
+            pipelines.append(told | known | place | {"connected": link.connected})
         return pipelines
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ class Links:
 
     there: dict[str, bool] = field(default_factory=dict)
     problem: str = ""
+    preferred: tuple[str, ...] = ()
 
     def add(self, address: str) -> None:
         assert address not in self.there
@@ -29,6 +31,9 @@ class Links:
 
     def drop(self, address: str) -> None:
         assert not self.there.pop(address)
+
+    def prefer(self, addresses: tuple[str, ...]) -> None:
+        self.preferred = addresses
 
     def connected(self) -> Mapping[str, bool]:
         return dict(self.there)
@@ -89,10 +94,28 @@ def test_the_problem_is_told(answer: tuple[str, ...] | OSError, problem: str) ->
     assert followed((0, answer)).problem == problem
 
 
-@pytest.mark.parametrize("target", ["", "heads", "heads:", ":5700", "heads:http"])
+@pytest.mark.parametrize("target", ["", "heads", "heads:", ":5700", "heads:http", "file:"])
 def test_what_is_no_name(target: str) -> None:
     with pytest.raises(InvalidConfig, match="want host:port"):
         Discovery(target, Links(), look_up)
+
+
+def test_a_file_is_read_again(tmp_path: Path) -> None:
+    listed, links = tmp_path / "addresses", Links()
+    discovery = Discovery(f"file:{listed}", links, look_up)
+
+    def look(now_s: float) -> None:
+        asyncio.run(discovery.look(lambda: now_s))
+
+    look(0)
+    assert links.problem.startswith(f"{listed} cannot be looked up")
+    listed.write_text(f"{A}\n{B}\n")
+    look(1)
+    assert (set(links.there), links.preferred, links.problem) == ({A, B}, (A, B), "")
+    links.there[A] = True
+    listed.write_text(f"{B}\n")
+    look(LATER + 1)
+    assert (set(links.there), links.preferred) == ({A, B}, (B,))
 
 
 def test_a_real_name() -> None:

@@ -264,6 +264,28 @@ def test_gateways_that_know_nothing_of_each_other_spread(
     assert [first.whole(), second.whole()] == [LONG] * 2
 
 
+def test_a_pipeline_that_is_no_longer_named_keeps_what_it_has_and_gets_nothing_new(
+    lab: Lab, all_ready: Callable[[Served, int], None], eventually: Callable[..., None]
+) -> None:
+    old, new, names = lab.twin(LONG), lab.twin(LONG), Names()
+    names.say(old)
+    served = lab.discovers(names)
+    all_ready(served, 1)
+    old.set(paused=True)
+    kept = Asking(served)
+    old.wait(lambda: old.of(Submit))
+    names.say(new)
+    eventually(lambda: not pipelines(served)[old.address]["preferred"])
+    all_ready(served, 2)
+    assert [Asking(served).whole() for _ in range(3)] == [LONG] * 3
+    old.set(paused=False)
+    assert kept.whole() == LONG
+    assert (len(old.of(Submit)), len(new.of(Submit))) == (1, 3)
+    new.die()  # without the one that is named, the other will do
+    eventually(lambda: not pipelines(served)[new.address]["ready"])
+    assert Asking(served).whole() == LONG
+
+
 def test_of_two_revisions_one_is_used(
     lab: Lab, eventually: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
