@@ -27,6 +27,7 @@ from lamella_contract.wire_base import (
 from lamella_contract.wire_control import (
     CONTROL_KINDS,
     ControlMessage,
+    Flow,
     Goodbye,
     Heartbeat,
     HeldSlot,
@@ -87,6 +88,7 @@ __all__ = [
     "Envelope",
     "Events",
     "Expected",
+    "Flow",
     "Free",
     "GatewayMessage",
     "Goodbye",

@@ -5,7 +5,7 @@ Knows no socket and takes no decision. They are rare, so their bodies are JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lamella_contract import names
@@ -42,6 +42,19 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """What went over a stage's data links in the envelope's epoch: frames taken, and frames sent.
+
+    ``largest`` is the greatest of those sent, in bytes; ``busy``: a step is being computed.
+    """
+
+    taken: int = 0
+    sent: int = 0
+    largest: int = 0
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """How a stage is; ``sequence`` counts its heartbeats, ``last_step`` is -1 before the first.
 
@@ -57,6 +70,7 @@ class Heartbeat:
     error: str
     last_step: int
     sequence: int
+    flow: Flow = field(default_factory=Flow)
 
     def __post_init__(self) -> None:
         _state(self.state)

@@ -13,8 +13,7 @@ from functools import partial
 
 from lamella_contract.errors import WireError
 from lamella_contract.wire import Sampling, decode_envelope
-from lamella_worker.head import UNKNOWN_STEP_S, HeadLoop
-from lamella_worker.membership.ring import STEP_OVERDUE_FACTOR
+from lamella_worker.head import HeadLoop
 
 from .engine import EOS, prompt_of
 from .gateway_process import GatewayProcess, Record
@@ -25,10 +24,8 @@ from .world import MAX_MODEL_LEN, Place, World
 log = logging.getLogger(__name__)
 
 RECOVERY_S = 8.0  # at most, from the end of a fault to the next token
-FIRST_STEPS_S = UNKNOWN_STEP_S * STEP_OVERDUE_FACTOR
-"""A frame that is lost with none behind it is missed when its step is overdue, and how long a step
-takes nobody knows at first."""
-KNOWN_STEPS = 30  # a stage 0 that has seen so many knows what they take
+MISSED_S = 6.0
+"""A lost frame is missed within two seconds on a data link, after five on a gateway's."""
 GATEWAY_FREED_S = 5.0 + 0.25 + 0.1
 
 
@@ -259,17 +256,9 @@ class Faults:
         connection = self._connection(a)
         if connection is None or connection.half_dead:
             return False
-        self._hurt(self._missed_after_s(connection))
+        self._hurt(MISSED_S)
         connection.break_off()
         return True
-
-    def _missed_after_s(self, connection: Connection) -> float:
-        """How long a lost frame may stay unnoticed; a gateway's after five seconds."""
-        if not isinstance(connection.listener, Pull):
-            return 6.0
-        heads = [places[0].run for places in self.world.pipelines]
-        steps = [r.scheduler.stats().steps for r in heads if r is not None and r.scheduler]
-        return 6.0 if min(steps, default=0) > KNOWN_STEPS else FIRST_STEPS_S
 
     def _trick(self, trick: str, a: int, b: int, c: int) -> bool:
         """On data links mostly: there a frame is worth most."""
@@ -281,7 +270,7 @@ class Faults:
         is_data = isinstance(connection.listener, Pull)
         pipe: Pipe = connection.up if is_data or c % 2 else connection.down
         pipe.tricks.append(trick)
-        self._hurt(self._missed_after_s(connection))
+        self._hurt(MISSED_S)
         return True
 
     def _echo(self, a: int, b: int, c: int) -> bool:

@@ -150,12 +150,8 @@ class World:
 
     def _ended(self, place: Place, run: StageProcess, why: str) -> None:
         if why == "replaced":
-            present = run is place.run
-            assert not present or self._zombie_came_back(place), f"{run.process} is the present one"
+            assert run is not place.run, f"{run.process} is the present one, and is told to end"
             self.counts["told to end"] += 1
-            if present:
-                self.counts["KNOWN: told to end, though present"] += 1
-                self.replace_pod(place, 0.5)
         elif run is place.run:
             self.replace_pod(place, 0.3)
 
@@ -233,19 +229,9 @@ class World:
                 place.run.kill()
             self.replace_pod(place, 0.5)
 
-    def _zombie_came_back(self, place: Place) -> bool:
-        """KNOWN: a stage 0 that was started anew takes an older pod that joins late for a newer
-        one; and a stage may follow a stage 0 of before that goes on beside its replacement."""
-        head = self.pipelines[place.pipeline][0]
-        mine = any(zombie.process.alive for zombie in place.zombies)
-        return bool(head.zombies) or (mine and head.children > 1)
-
     def check_trouble(self, place: Place, what: str) -> None:
         """Only who was in trouble a moment ago may be replaced."""
         excused = not place.is_up or self.kernel.now_s < place.trouble_s + REPLACE_S + 2.5
-        if not excused and self._zombie_came_back(place):
-            self.counts[f"KNOWN: healthy, and {what}"] += 1
-            return
         assert excused, f"a healthy stage was {what}: {place.pod}"
 
     # -- gateways ----------------------------------------------------------------------------------

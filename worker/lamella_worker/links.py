@@ -68,6 +68,7 @@ class InGate:
         """A new epoch: its frames pass, from the first on."""
         self._expected = Expected(self._expected.config_hash, order.incarnation, order.epoch)
         self.is_open = True
+        self._telemetry.frames_taken = 0
         self._telemetry.counters.resyncs += 1
 
     def admits(self, envelope: Envelope) -> bool:
@@ -75,6 +76,7 @@ class InGate:
         verdict = check_envelope(envelope, self._expected)
         if verdict is Verdict.ACCEPT and self.is_open:
             self._expected = self._expected.after(envelope)
+            self._telemetry.frames_taken += 1
             return True
         counters = self._telemetry.counters
         if verdict is Verdict.FOREIGN:
@@ -120,6 +122,7 @@ class OutLink:
         socket = self._network.dial(zmq.PUSH, endpoint, role=order.next_role)
         self._link = PushLink(socket, ring)
         self._envelope = Envelope(Kind.STEP, self._hash, order.incarnation, order.epoch, 0)
+        self._telemetry.frames_sent = self._telemetry.largest_frame = 0
         for _ in range(round(LINK_TIMEOUT_S / LOOK_S)):
             if self._link.wait_connected(LOOK_S):
                 return True
@@ -144,7 +147,10 @@ class OutLink:
     def _send(self, head: bytes, tensors: Sequence[memoryview]) -> bool:
         assert self._link is not None  # nothing is computed before the first Relink
         sent = self._link.send(head, tensors)
-        self._telemetry.counters.frames_lost += not sent
+        telemetry, size = self._telemetry, len(head) + sum(part.nbytes for part in tensors)
+        telemetry.largest_frame = max(telemetry.largest_frame, size)
+        telemetry.frames_sent += 1
+        telemetry.counters.frames_lost += not sent
         return sent
 
 

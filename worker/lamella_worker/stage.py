@@ -125,10 +125,12 @@ class StepRunner:
         began_ns = self._clock_ns()
         idle_ns = began_ns - self._idle_since_ns
         self._pulse.busy()
+        self._telemetry.computing = True
         try:
             bundle, rows, failed = self._compute(header, inputs)
         finally:
             self._pulse.idle()
+            self._telemetry.computing = False
             self._idle_since_ns = self._clock_ns()
         spent = StageTime(self._idle_since_ns - began_ns, idle_ns)
         counters = self._telemetry.counters

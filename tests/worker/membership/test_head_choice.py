@@ -70,6 +70,54 @@ def test_silence_makes_it_look_again_and_a_new_address_is_followed() -> None:
     assert made.turn(20.2).drop == (A,)
 
 
+def test_one_that_was_replaced_and_speaks_again_before_its_successor_is_not_followed() -> None:
+    made = following(A, OLD, 0.0)
+    made.turn(4.0)
+    made.looked_up([B], 4.1)
+    assert made.turn(4.5).speak == (A, B)
+    assert not made.heard(A, OLD, 5.0)
+    assert not made.may_follow(A, OLD, 5.0)
+    assert made.heard(B, NEW, 6.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([A], id="it-is-named"),
+        pytest.param([B, A], id="with-another"),
+        pytest.param([], id="no-answer"),
+    ],
+)
+def test_one_that_speaks_again_and_was_not_replaced_is_followed_on(answer: list[str]) -> None:
+    made = following(A, OLD, 0.0)
+    made.turn(4.0)
+    made.looked_up(answer, 4.1)
+    made.turn(4.5)
+    assert made.heard(A, OLD, 5.0)
+
+
+def test_an_answer_from_before_the_silence_takes_nobodys_place() -> None:
+    made = following(A, OLD, 0.0)
+    assert made.heard(A, OLD, 19.9)
+    made.turn(20.0)
+    made.looked_up([B], 20.0)
+    assert made.heard(A, OLD, 20.1)
+    made.turn(22.0)
+    assert made.heard(A, OLD, 22.1)
+
+
+def test_an_old_answer_that_names_one_of_before_says_nothing() -> None:
+    made = following(A, OLD, 0.0)
+    made.turn(4.0)
+    made.looked_up([B], 4.0)
+    made.turn(4.5)
+    assert made.heard(B, NEW, 5.0)
+    made.turn(10.0)
+    made.looked_up([A], 10.0)  # a cache that has not heard of B
+    made.turn(10.5)
+    assert made.heard(B, NEW, 11.0)
+
+
 def test_an_incarnation_that_was_left_is_never_followed_again() -> None:
     made = following(A, OLD, 0.0)
     made.turn(5.0)
@@ -78,7 +126,7 @@ def test_an_incarnation_that_was_left_is_never_followed_again() -> None:
     assert made.heard(B, NEW, 5.1)
     made.turn(10.0)  # the new one is silent now, and the old one is asked too
     assert not made.heard(A, OLD, 10.1)
-    assert made.has_left(OLD)
+    assert not made.may_follow(A, OLD, 10.1)
     assert made.heard(B, NEW, 10.2)
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella_contract.wire import Flow
 from lamella_worker.membership.ring import Action, Connect, Pause, Phase, Probe, Refuse, Ring, Serve
 
 STAGES = 3
@@ -95,6 +96,20 @@ def test_an_overdue_step_raises_the_epoch(age_s: float, predicted_s: float, over
     actions = ring.tick(0.5, oldest_step_age_s=age_s, predicted_step_s=predicted_s)
     assert (ring.phase is Phase.CONNECTING) == overdue
     assert bool(actions) == overdue
+
+
+def test_a_frame_that_an_idle_stage_never_took_raises_the_epoch() -> None:
+    ring = serving()
+    now_s, actions = 0.0, []
+    while not actions and now_s < 10.0:
+        now_s += 0.25
+        for stage, taken, sent in ((0, 7, 8), (1, 8, 8), (2, 7, 7)):
+            flow = Flow(taken, sent)
+            ring.heard(stage, f"p{stage}", True, now_s, flow=flow)
+        actions = ring.tick(now_s, oldest_step_age_s=now_s, predicted_step_s=15.0)
+    reason = "a frame to stage 2 was lost"
+    assert actions == [Pause(reason), Connect(2, ("addr1", "addr2", "addr0"))]
+    assert now_s <= 2.0
 
 
 def test_a_broken_link_reconnects_at_once_and_twice_is_once() -> None:

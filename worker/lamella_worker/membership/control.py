@@ -19,6 +19,7 @@ from lamella_contract.errors import StageReplaced, WireError
 from lamella_contract.wire import (
     NO_INCARNATION,
     Envelope,
+    Flow,
     Heartbeat,
     Join,
     Kind,
@@ -64,6 +65,17 @@ def heartbeat(telemetry: Telemetry, loaded: bool, *, error: str, sequence: int) 
         error=telemetry.reason if state == "failed" else error or telemetry.trouble,
         last_step=telemetry.counters.steps,
         sequence=sequence,
+        flow=flow_of(telemetry),
+    )
+
+
+def flow_of(telemetry: Telemetry) -> Flow:
+    """What went over this stage's data links."""
+    return Flow(
+        taken=telemetry.frames_taken,
+        sent=telemetry.frames_sent,
+        largest=telemetry.largest_frame,
+        busy=telemetry.computing,
     )
 
 
@@ -218,7 +230,7 @@ class StageControl(threading.Thread):
         if refusal != self._refusal:  # it answers each beat so
             self._refusal = refusal
             log.error(refusal)
-        if reject.replaced and not self._head.choice.has_left(incarnation):
+        if reject.replaced and self._head.choice.may_follow(address, incarnation, self._clock()):
             self._replaced(StageReplaced(refusal))
 
     def _enter(self, members: Members) -> None:

@@ -10,6 +10,9 @@ Pure: it knows no socket, thread or clock (time is an argument). A name may have
    for another is never followed again: it is yesterday's, whatever it says.
 3. A stage 0 whose address the name has not had for longer than any answer may be old is doubted:
    the others are asked too, and the first that answers takes its place.
+4. While it is not heard, an address that the name has lost meanwhile is not followed, the one of
+   before neither: it was replaced, and may speak again before its successor does. An answer of
+   nothing but addresses that were left says nothing: it is an old one.
 """
 
 from __future__ import annotations
@@ -62,8 +65,10 @@ class HeadChoice:
     _listed: tuple[str, ...] = ()  # the name's addresses, by the last answer
     _head_listed_s: float = 0.0
     _asked_s: float = float("-inf")
+    _answered_s: float = float("-inf")  # when the last answer was asked for
     _dialled: dict[str, Candidate] = field(default_factory=dict)
     _left: deque[bytes] = field(default_factory=lambda: deque(maxlen=LEFT_KEPT))
+    _left_behind: deque[str] = field(default_factory=lambda: deque(maxlen=LEFT_KEPT))  # addresses
 
     def __post_init__(self) -> None:
         self._listed = self.fixed
@@ -72,28 +77,32 @@ class HeadChoice:
         """An answer came; an empty one is none."""
         if addresses:
             self._listed = tuple(dict.fromkeys(addresses))
+            self._answered_s = self._asked_s
             if self.head in self._listed:
                 self._head_listed_s = now_s
 
     def heard(self, address: str, incarnation: bytes, now_s: float) -> bool:
         """A frame of a stage 0 of this pipeline came; whether it is the one to follow."""
-        candidate = self._dialled.get(address)
-        if candidate is None or incarnation in self._left:
+        if not self.may_follow(address, incarnation, now_s):
             return False
         if address != self.head:
-            if self.is_heard(now_s) and not self._is_doubted(now_s):
-                return False
+            if self.head:
+                self._left_behind.append(self.head)
             self.head, self._head_listed_s = address, now_s
         if incarnation != self.incarnation:
             if self.incarnation:
                 self._left.append(self.incarnation)
             self.incarnation = incarnation
-        candidate.heard_s = now_s
+        self._dialled[address].heard_s = now_s
         return True
 
-    def has_left(self, incarnation: bytes) -> bool:
-        """Whether this is a stage 0 of yesterday."""
-        return incarnation in self._left
+    def may_follow(self, address: str, incarnation: bytes, now_s: float) -> bool:
+        """Whether a stage 0 there is the one to follow, or may become it: not one of yesterday."""
+        if address not in self._dialled or incarnation in self._left:
+            return False
+        if self.is_heard(now_s):
+            return address == self.head or self._is_doubted(now_s)
+        return address in self._listed or not self._knows_better()
 
     def is_heard(self, now_s: float) -> bool:
         """Whether the followed stage 0 has spoken lately."""
@@ -116,6 +125,12 @@ class HeadChoice:
         if look_up:
             self._asked_s = now_s
         return Turn(tuple(drop), tuple(dial), look_up, wanted)
+
+    def _knows_better(self) -> bool:
+        """Whether the name was answered since the silence began, and not from an old memory."""
+        candidate = self._dialled.get(self.head)
+        is_news = candidate is None or self._answered_s > candidate.heard_s
+        return is_news and any(a not in self._left_behind for a in self._listed)
 
     def _is_doubted(self, now_s: float) -> bool:
         elsewhere = bool(self._listed) and self.head not in self._listed

@@ -32,7 +32,7 @@ from lamella_contract.wire import (
 )
 from lamella_worker.membership import overview
 from lamella_worker.membership.channel import ChannelEnd
-from lamella_worker.membership.control import BEAT_S, heartbeat
+from lamella_worker.membership.control import BEAT_S, flow_of, heartbeat
 from lamella_worker.membership.gateway_port import GatewayPort
 from lamella_worker.membership.orders import (
     Broken,
@@ -95,7 +95,7 @@ class HeadControl(threading.Thread):
             roles=[names.stage_role(stage) for stage in range(1, stages)],
         )
         self._gateways = GatewayPort(config, network, telemetry)
-        self._ring = Ring(stages, config.suspect_after_s)
+        self._ring = Ring(stages, config.suspect_after_s, incarnation.hex())
         self._process = pulse.process
         self._ring.join(0, self._process, data_address, self._clock())
         self._loaded = False
@@ -141,7 +141,8 @@ class HeadControl(threading.Thread):
 
     def _tick(self, now_s: float) -> None:
         self._pulse.beat()
-        self._act(self._ring.heard(0, self._process, self._loaded, now_s))
+        flow = flow_of(self._telemetry)
+        self._act(self._ring.heard(0, self._process, self._loaded, now_s, flow=flow))
         sent_s = self._telemetry.oldest_step_sent_s
         self._act(
             self._ring.tick(
@@ -253,8 +254,8 @@ class HeadControl(threading.Thread):
         """A frame of a stage's `process`, as its socket is named: no process speaks for another."""
         now_s = self._clock()
         if isinstance(message, Join):
-            self._act(self._ring.join(stage, process, message.data_address, now_s))
             seen = (message.incarnation, message.epoch)
+            self._act(self._ring.join(stage, process, message.data_address, now_s, seen=seen))
             behind = seen != (self._incarnation.hex(), self._ring.epoch)
             if behind and self._ring.phase is Phase.CONNECTING and self._is_member(stage, process):
                 self._tell_stage(stage, self._members(stage))  # the first telling was lost
@@ -266,7 +267,8 @@ class HeadControl(threading.Thread):
             case Heartbeat(state=state):
                 self._beats[stage] = message
                 loaded, failed = state == "ready", state == "failed"
-                self._act(self._ring.heard(stage, process, loaded, now_s, failed=failed))
+                flow = message.flow if ours else None
+                self._act(self._ring.heard(stage, process, loaded, now_s, failed=failed, flow=flow))
                 if message.error and loaded and ours:
                     reason = f"stage {stage}: {message.error}"
                     self._act(self._ring.broken(reason, now_s))

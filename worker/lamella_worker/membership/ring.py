@@ -16,6 +16,7 @@ dropped by whoever receives them, so nothing stale is ever computed on.
 A process is named ``<pod>.<random>``. Once another process has a stage's place the one of before
 is refused; another pod's process retires all of the pod before, children that its parent may yet
 fork included. So a pod that was stopped or cut off, and was replaced, cannot come back.
+A stage 0 that was started anew has no such memory: it goes by what either saw of the one before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from lamella_contract.wire import Flow
+from lamella_worker.membership.flows import Flows
 
 STEP_OVERDUE_FLOOR_S = 1.0
 """A step younger than this is never called overdue, however short the prediction was."""
@@ -87,6 +92,9 @@ class Refuse:
 
 Action = Connect | Probe | Serve | Pause | Refuse
 
+Seen: TypeAlias = tuple[str, int]
+"""The newest incarnation (hex) and epoch that a process was told of; epoch 0: none yet."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -98,6 +106,7 @@ class Member:
     last_heard_s: float
     acknowledged_epoch: int = 0
     failed: bool = False  # it says that it cannot work
+    seen: Seen = ("", 0)  # when it joined
 
 
 @dataclass(slots=True)
@@ -105,10 +114,12 @@ class Ring:
     """Membership of one pipeline, seen from its stage 0.
 
     `stages` counts stage 0 too. `suspect_after_s` is the silence after which a member is suspect.
+    `incarnation` (hex) is this run's own name.
     """
 
     stages: int
     suspect_after_s: float
+    incarnation: str = ""
     epoch: int = 0
     phase: Phase = Phase.FORMING
     reason: str = "no stage has joined yet"
@@ -117,13 +128,16 @@ class Ring:
     _ticked_s: float = 0.0
     _awake_since_s: float = 0.0  # since when this ring has been listening without a break
     _retired: dict[int, deque[str]] = field(default_factory=dict)
+    _flows: Flows = field(default_factory=Flows)
 
     @property
     def ready(self) -> bool:
         """True only while requests are really served."""
         return self.phase is Phase.SERVING
 
-    def join(self, stage: int, process: str, data_address: str, now_s: float) -> list[Action]:
+    def join(
+        self, stage: int, process: str, data_address: str, now_s: float, *, seen: Seen = ("", 0)
+    ) -> list[Action]:
         """A stage's process says that it exists; the same process may say so again."""
         if not 0 <= stage < self.stages:
             return []
@@ -133,9 +147,10 @@ class Ring:
             known.data_address = data_address
             return []
         retired = self._retired.setdefault(stage, deque(maxlen=RETIRED_KEPT))
-        if process in retired or pod_of(process) in retired:
+        is_retired = process in retired or pod_of(process) in retired
+        if is_retired or (known is not None and self._is_older(seen, known.seen)):
             return [Refuse(stage, process, f"stage {stage} has a newer process")]
-        self.members[stage] = Member(process, data_address, False, now_s)
+        self.members[stage] = Member(process, data_address, False, now_s, seen=seen)
         if known is None:
             return []
         old, pod = known.process, pod_of(known.process)
@@ -143,15 +158,24 @@ class Ring:
         return self._pause(Phase.FORMING, f"stage {stage} was replaced and is loading")
 
     def heard(
-        self, stage: int, process: str, loaded: bool, now_s: float, *, failed: bool = False
+        self,
+        stage: int,
+        process: str,
+        loaded: bool,
+        now_s: float,
+        *,
+        failed: bool = False,
+        flow: Flow | None = None,
     ) -> list[Action]:
-        """A heartbeat. The last missing `loaded` connects the ring."""
+        """A heartbeat. The last missing `loaded` connects the ring. `flow`: of this epoch only."""
         member = self.members.get(stage)
         if member is None or member.process != process:
             return []
         member.last_heard_s = now_s
         member.loaded = loaded
         member.failed = failed
+        if flow is not None and self.phase is Phase.SERVING:
+            self._flows.heard(stage, (stage - 1) % self.stages, flow, now_s)
         if failed and self.phase is not Phase.FORMING:
             return self._pause(Phase.FORMING, self._missing(now_s))
         if self.phase is Phase.SUSPECT and not self._silent(now_s):
@@ -176,6 +200,7 @@ class Ring:
         if epoch != self.epoch or self.phase is not Phase.PROBING:
             return []
         self._enter(Phase.SERVING, "", now_s)
+        self._flows.clear()
         return [Serve(epoch)]
 
     def broken(self, reason: str, now_s: float) -> list[Action]:
@@ -200,8 +225,9 @@ class Ring:
             return self._connect(now_s) if now_s - self._since_s > PROBE_TIMEOUT_S else []
         limit_s = max(STEP_OVERDUE_FLOOR_S, STEP_OVERDUE_FACTOR * predicted_step_s)
         if self.phase is Phase.SERVING and oldest_step_age_s > limit_s:
-            reason = f"a step is overdue ({oldest_step_age_s:.1f} s)"
-            return [Pause(reason), *self._connect(now_s)]
+            return self.broken(f"a step is overdue ({oldest_step_age_s:.1f} s)", now_s)
+        if self.phase is Phase.SERVING and (stage := self._flows.lost(now_s)) is not None:
+            return self.broken(f"a frame to stage {stage} was lost", now_s)
         return []
 
     def lost(self, now_s: float, replace_after_s: float) -> int | None:
@@ -216,6 +242,18 @@ class Ring:
             if stage and (member.failed or now_s - heard_s > replace_after_s):
                 return stage
         return None
+
+    def _is_older(self, claimant: Seen, present: Seen) -> bool:
+        """Whether a claimant began before the present member, as far as can be told.
+
+        Who has seen nothing is new. Of two that served the same stage 0, the one that saw more of
+        it came later; and one that had seen nothing when it joined here came after them all.
+        """
+        incarnation, epoch = claimant
+        if epoch == 0 or incarnation == self.incarnation:
+            return False
+        there, reached = present
+        return reached == 0 or (there == incarnation and reached >= epoch)
 
     def _silent(self, now_s: float) -> list[int]:
         return [

@@ -80,6 +80,10 @@ class Telemetry:
     scheduler: SchedulerStats | None = None  # stage 0 only
     oldest_step_sent_s: float = 0.0  # monotonic; 0 when no step is in flight
     predicted_step_s: float = 0.0
+    frames_taken: int = 0  # of this epoch, off and onto the data links
+    frames_sent: int = 0
+    largest_frame: int = 0  # bytes, of those sent
+    computing: bool = False
     trouble: str = ""  # what loading is held up by
     draining: bool = False
     members: tuple[StageReport, ...] = ()  # stage 0 only: every stage, as it is heard
