@@ -21,7 +21,11 @@ import httpx
 T = TypeVar("T")
 Object = dict[str, Any]
 
+CORE = (
+    "namespaces", "nodes", "pods", "services", "secrets", "events", "resourcequotas", "limitranges",
+)  # fmt: skip
 PATHS: Mapping[str, str] = {
+    **dict.fromkeys(CORE, "api/v1"),
     "shardedmodels": "apis/lamella.dev/v1alpha1",
     "deployments": "apis/apps/v1",
     "replicasets": "apis/apps/v1",
@@ -32,8 +36,12 @@ PATHS: Mapping[str, str] = {
     "clusterroles": "apis/rbac.authorization.k8s.io/v1",
     "leases": "apis/coordination.k8s.io/v1",
     "mutatingwebhookconfigurations": "apis/admissionregistration.k8s.io/v1",
+    "horizontalpodautoscalers": "apis/autoscaling/v2",
+    "apiservices": "apis/apiregistration.k8s.io/v1",
 }
-UNSCOPED = ("nodes", "namespaces", "clusterroles", "mutatingwebhookconfigurations")
+UNSCOPED = (
+    "nodes", "namespaces", "clusterroles", "mutatingwebhookconfigurations", "apiservices",
+)  # fmt: skip
 REFUSED_S = 20.0  # for how long an API server that comes back may refuse
 
 
@@ -92,7 +100,7 @@ class Kube:
 
     def path(self, kind: str, namespace: str = "", name: str = "") -> str:
         scope = f"/namespaces/{namespace}" if namespace and kind not in UNSCOPED else ""
-        return f"/{PATHS.get(kind, 'api/v1')}{scope}/{kind}" + (f"/{name}" if name else "")
+        return f"/{PATHS[kind]}{scope}/{kind}" + (f"/{name}" if name else "")
 
     def get(self, kind: str, name: str, namespace: str = "") -> Object | None:
         """One object, None when it is not there."""
