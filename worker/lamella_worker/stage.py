@@ -61,8 +61,13 @@ class StageEngine(Protocol):
         """Every sequence is done."""
         ...
 
-    # An engine may say `rewindable`: its state is a function of positions, so that a step may go
-    # on from any that was computed. One that does not say so is reset at every epoch.
+    @property
+    def rewindable(self) -> bool:
+        """Whether a step may go on from any position that was computed: blocks hold all there is.
+
+        Where not, every sequence is forgotten at each epoch.
+        """
+        ...
 
     def memory(self) -> dict[str, int]:
         """Bytes by what they are for."""
@@ -98,7 +103,7 @@ class StepRunner:
         it is a fold over ids, which come again.
         """
         same, self._incarnation = incarnation == self._incarnation, incarnation
-        if not same or not getattr(self._engine, "rewindable", False):
+        if not same or not self._engine.rewindable:
             self.reset()
             return ()
         if self._sampler is not None:
