@@ -25,6 +25,8 @@ from .engine import is_prefix
 from .kernel import Process
 from .sockets import DEFAULT_HIGH_WATER, NOTHING, Dialler, Net, Socket
 
+METRICS = Metrics()  # of all gateways of all worlds: nobody looks at them, and to make them is slow
+
 
 class Loop(asyncio.AbstractEventLoop):
     """As much of an event loop as the gateway uses."""
@@ -111,7 +113,7 @@ class Monitor(Socket):
 
     def recv_multipart(self, flags: int = 0) -> list[bytes]:
         if not self.inbox:
-            raise NOTHING
+            raise NOTHING.with_traceback(None)
         return self.inbox.popleft()
 
 
@@ -236,7 +238,7 @@ class GatewayProcess:
                 request_deadline_s=deadline_s,
                 max_queued_tokens=max_queued_tokens,
                 eos_token_ids=eos,
-                metrics=Metrics(),
+                metrics=METRICS,
             )
             self._start(Discovery("heads:5700", self.dispatcher.links, look_up).run())
 

@@ -26,7 +26,9 @@ HANDSHAKE_S = 0.002
 RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
 UNACKNOWLEDGED_S = 10.0  # of sockets that ask for it
 DEFAULT_HIGH_WATER = 1000
-NOTHING = zmq.Again()  # made once: making one costs more than all else of a receive
+NOTHING = zmq.Again()
+"""Made once, which costs more than all else of a receive; raised without the traceback of before,
+which would grow for ever."""
 REMEMBERED = 300  # frames of each listener that may come again
 HELD_BACK_S = 0.05  # what a trick holds back for the next frame goes after so long anyway
 
@@ -257,14 +259,14 @@ class Socket:
     def recv(self, flags: int = 0, copy: bool = True) -> Any:
         if not self._rest:
             if not self.inbox:
-                raise NOTHING
+                raise NOTHING.with_traceback(None)
             self._rest = self.inbox.popleft()
         part = self._rest.pop(0)
         return part
 
     def send(self, data: Any, flags: int = 0) -> None:
         if not self._sending and not self._takes():
-            raise NOTHING
+            raise NOTHING.with_traceback(None)
         self._sending.append(bytes(data))
         if not flags & zmq.SNDMORE:
             parts, self._sending = self._sending, []

@@ -9,6 +9,7 @@ does harm to a world, `checks` says what must hold.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,6 +32,7 @@ NURSERY_EVERY_S = 0.5
 UNREACHABLE_S = 4.0  # a stage 0 that does not answer for so long is replaced
 LOAD_S = 0.05
 NEVER_S = float("inf")
+ORACLE = Oracle(MAX_MODEL_LEN)  # of all worlds: they ask much the same
 
 
 @dataclass(eq=False)
@@ -72,13 +74,14 @@ class World:
         self.net = Net(self.kernel, schedule.seed)
         self.stage_class = stage_class
         self.gateway_class = gateway_class
-        self.oracle = Oracle(MAX_MODEL_LEN)
+        self.oracle = ORACLE
         self.records: list[Record] = []
         self.dns_is_down = False
         self.counts: Counter[str] = Counter()
         self.hurt_s = 0.0  # how long all faults together may keep a request waiting
         self.runs: list[StageProcess] = []
         self._hosts = 0
+        self._to_come: list[Callable[[], None]] = []
         self.pipelines = [
             [Place(p, k) for k in range(stages)] for p, stages in enumerate(schedule.stages)
         ]
@@ -119,7 +122,13 @@ class World:
             return
         place.coming = True
         place.trouble(self.kernel.now_s + after_s + LOAD_S + 1.0)
-        self.kernel.after(after_s, partial(self.start_pod, place))
+        pods = place.pods
+
+        def start() -> None:
+            if place.pods == pods:
+                self.start_pod(place)
+
+        self._later(after_s, start)
 
     def fork(self, place: Place) -> None:
         """A new child in the place's pod."""
@@ -146,7 +155,17 @@ class World:
             if (place.pods, place.children, place.coming) == (pods, children, False):
                 self.fork(place)
 
-        self.kernel.after(after_s, again)
+        self._later(after_s, again)
+
+    def _later(self, after_s: float, start: Callable[[], None]) -> None:
+        self._to_come.append(start)
+        self.kernel.after(after_s, start)
+
+    def hasten(self) -> None:
+        """Whoever is to come comes at once: nobody waits for them any more."""
+        for start in self._to_come:
+            self.kernel.after(0.0, start)
+        self._to_come.clear()
 
     def _ended(self, place: Place, run: StageProcess, why: str) -> None:
         if why == "replaced":
