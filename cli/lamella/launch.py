@@ -55,6 +55,11 @@ class Launch:
     gateway: GatewayConfig
 
     @property
+    def address(self) -> str:
+        """Where gateways find the pipeline."""
+        return self.stages[0].gateway_address
+
+    @property
     def probe_ports(self) -> tuple[int, ...]:
         return tuple(int(stage.http_address.rpartition(":")[2]) for stage in self.stages)
 
@@ -75,11 +80,12 @@ def launch(
     ports: Ports,
     public_keys: Mapping[str, str],
     key_files: Mapping[str, Path],
+    addresses_file: Path,
     cache_home: Path,
     parent_pid: int,
 ) -> Launch:
     """The documents for `plan` on `machine`. `public_keys` and `key_files` have an entry for each
-    of `roles`."""
+    of `roles`; the gateway reads in `addresses_file` where the pipelines are."""
     pipeline = _pipeline(name, facts, plan, options)
     stages = len(plan.stages)
     peer_keys = tuple((role, public_keys[role]) for role in roles(stages))
@@ -107,7 +113,8 @@ def launch(
         served_name=served_name,
         http_host=options.host,
         http_port=options.port,
-        replicas=(_tcp(ports.gateway),),
+        replicas=(),
+        discover=f"file:{addresses_file}",
         tokenizer_path=facts.tokenizer_path,
         key_file=str(key_files[GATEWAY]),
         peer_keys=peer_keys,

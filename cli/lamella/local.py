@@ -65,6 +65,8 @@ class _Place:
     child: Child | None = None
     due_s: float = 0.0
     back_off: BackOff = field(default_factory=BackOff)
+    on_trial: bool = False  # given up when it cannot start, instead of ending the run
+    ends_s: float | None = None  # asked to end: when it is killed
 
 
 class Supervisor:
@@ -75,16 +77,23 @@ class Supervisor:
     3. `run` waits: it hands output on, starts an ended child again with back-off, and calls
        `tick` each 0.1 s.
     4. `__exit__` ends every child within 2 s and removes the run directory, whatever happened.
+
+    With `reloads` a SIGHUP is a word to `tick`, which asks `take_reload`; without, and when it was
+    the terminal that went away, it asks to stop.
     """
 
     run_dir: RunDirectory
 
-    def __init__(self, *, on_line: Callable[[str, str], None]) -> None:
+    def __init__(self, *, on_line: Callable[[str, str], None], reloads: bool = False) -> None:
         self._on_line = on_line
         self._places: list[_Place] = []
         self._selector = selectors.DefaultSelector()
         self._stop = False
         self._deferring = True
+        self._terminal = reloads and _terminal_is_there()
+        self._reloads = reloads
+        self._reload = False
+        self._given_up: dict[str, ChildFailed] = {}
         self.ready = False
         """Set once the pipeline has been ready: from then on a child that ends is started again
         without limit."""
@@ -98,13 +107,43 @@ class Supervisor:
         self._deferring = False
         return self
 
-    def start(self, spec: ChildSpec) -> None:
-        """Starts a child and keeps it running. Raises Interrupted when a signal has come."""
+    def start(self, spec: ChildSpec, *, on_trial: bool = False) -> None:
+        """Starts a child and keeps it running. Raises Interrupted when a signal has come.
+
+        One that is on trial and cannot start is given up, and what runs beside it goes on.
+        """
         if self._stop:
             raise Interrupted
-        place = _Place(spec)
+        place = _Place(spec, on_trial=on_trial)
         self._places.append(place)
         self._start(place)
+
+    def keep(self, name: str) -> None:
+        """A child's trial is over: it is started again without limit."""
+        for place in self._places:
+            if place.spec.name == name:
+                place.on_trial = False
+
+    def end(self, name: str) -> None:
+        """Asks a child to end and does not wait; it is gone when `names` lacks it."""
+        for place in [p for p in self._places if p.spec.name == name and p.ends_s is None]:
+            place.ends_s = time.monotonic() + GRACE_S
+            if place.child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(place.child.pid, signal.SIGTERM)
+
+    def names(self) -> frozenset[str]:
+        """The children that are to run, or have not ended yet."""
+        return frozenset(place.spec.name for place in self._places)
+
+    def given_up(self, name: str) -> ChildFailed | None:
+        """Why a child on trial was given up; None when it was not."""
+        return self._given_up.get(name)
+
+    def take_reload(self) -> bool:
+        """Whether a SIGHUP has come since this was last asked."""
+        asked, self._reload = self._reload, False
+        return asked
 
     def run(self, tick: Callable[[], None]) -> None:
         """Returns when a signal asks to stop. Raises ChildFailed, and whatever `tick` raises."""
@@ -115,7 +154,7 @@ class Supervisor:
                     self._hand_on(key.data)
                 else:
                     _drain(self._wake_read)
-            for place in self._places:
+            for place in list(self._places):
                 self._look_after(place)
             if not self._stop:
                 tick()
@@ -138,6 +177,10 @@ class Supervisor:
         os.close(self._wake_write)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        hung_up = self._terminal and not _terminal_is_there()
+        if number == signal.SIGHUP and self._reloads and not hung_up:
+            self._reload = True
+            return
         self._stop = True
         # In `run` the wake-up descriptor ends the wait; anywhere else (planning, starting) only an
         # exception does.
@@ -173,6 +216,9 @@ class Supervisor:
 
     def _look_after(self, place: _Place) -> None:
         child = place.child
+        if place.ends_s is not None:
+            self._see_off(place, place.ends_s)
+            return
         if child is None:
             if time.monotonic() >= place.due_s:
                 self._start(place)
@@ -183,14 +229,28 @@ class Supervisor:
         self._hand_on(child)
         self._collect(place)
         wait_s = place.back_off.delay_s(time.monotonic() - child.started_s)
-        hopeless = not self.ready and (
+        hopeless = (place.on_trial or not self.ready) and (
             code in HOPELESS_EXITS or place.back_off.failures >= FAILURES_BEFORE_READY
         )
         if hopeless:
-            raise ChildFailed(name=child.spec.name, code=code, lines=tuple(child.lines))
+            failure = ChildFailed(name=child.spec.name, code=code, lines=tuple(child.lines))
+            if not place.on_trial:
+                raise failure
+            self._given_up[child.spec.name] = failure
+            self._places.remove(place)
+            return
         place.due_s = time.monotonic() + wait_s
         message = f"{child.spec.name} ended with {describe_exit(code)}; starting again"
         self._on_line(child.spec.name, supervisor_line("WARNING", message))
+
+    def _see_off(self, place: _Place, killed_s: float) -> None:
+        child = place.child
+        if child is not None:
+            if child.exit_code() is None and time.monotonic() < killed_s:
+                return
+            self._hand_on(child)
+            self._collect(place)
+        self._places.remove(place)
 
     def _collect(self, place: _Place) -> None:
         child = place.child
@@ -231,6 +291,15 @@ def describe_exit(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
+
+
+def _terminal_is_there() -> bool:
+    """Whether this process has a terminal that could hang up, and it has not."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _drain(descriptor: int) -> None:

@@ -52,6 +52,7 @@ class RunDirectory:
         """Writes a file that only this user can read; it appears whole or not at all."""
         target = self.path / name
         partial = self.path / f".{name}.partial"
+        partial.unlink(missing_ok=True)  # left by a disk that was full
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             handle.write(text)

@@ -20,6 +20,8 @@ from lamella_checkpoint import gguf
 from lamella_contract import names, spec
 from lamella_contract.errors import InvalidSpec, ModelNotFound
 
+_URIS = ("hf://", "file:", "pvc://", "oci://")
+
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
@@ -46,12 +48,18 @@ class Target:
 
 def resolve(where: str, overrides: Overrides) -> Target:
     """Raises InvalidSpec, ModelNotFound or UsageError."""
-    if where.startswith(("hf://", "file:", "pvc://", "oci://")):
+    if where.startswith(_URIS):
         return _target(_wrapped(where), overrides, Path.cwd())
     path = Path(where).expanduser()
     if path.is_dir() or gguf.is_gguf(path):
         return _target(_wrapped(f"file:{path.absolute()}"), overrides, Path.cwd())
     return _target(read_manifest(path), overrides, path.absolute().parent)
+
+
+def is_manifest(where: str) -> bool:
+    """Whether `where` is a file that can be read again, to see what has changed."""
+    path = Path(where).expanduser()
+    return not where.startswith(_URIS) and path.is_file() and not gguf.is_gguf(path)
 
 
 def read_manifest(path: Path) -> Mapping[str, Any]:

@@ -111,6 +111,9 @@ class Watcher:
 
     def __init__(self, stage_ports: tuple[int, ...], gateway_host: str, gateway_port: int) -> None:
         self._target = (stage_ports, gateway_host, gateway_port)
+        self.wants_pipelines = False
+        self.pipelines: dict[str, dict[str, Any]] = {}
+        """What the gateway says of each pipeline, by address; looked at while it is wanted."""
         self._enough = threading.Event()
         self.latest = Snapshot(tuple(StageStatus(k) for k in range(len(stage_ports))))
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -122,7 +125,18 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._enough.set()
 
+    def follow(self, stage_ports: tuple[int, ...]) -> None:
+        """From now on these are the stages."""
+        self._target = (stage_ports, *self._target[1:])
+
     def _run(self) -> None:
         while not self._enough.is_set():
             self.latest = look(*self._target)
-            self._enough.wait(SERVING_INTERVAL_S if self.latest.ready else LOADING_INTERVAL_S)
+            wanted = self.wants_pipelines
+            self.pipelines = self._pipelines() if wanted else {}
+            calm = self.latest.ready and not wanted
+            self._enough.wait(SERVING_INTERVAL_S if calm else LOADING_INTERVAL_S)
+
+    def _pipelines(self) -> dict[str, dict[str, Any]]:
+        document = get_json(*self._target[1:], names.PATH_STATUS) or {}
+        return {str(told["address"]): told for told in document.get("pipelines", ())}

@@ -129,13 +129,13 @@ def start_for_module() -> Iterator[Callable[..., Started]]:
 def supervise(start: Callable[..., Started], tmp_path: Path) -> Callable[..., Started]:
     """Runs twins/supervise.py over named python snippets; its run directory lies in tmp_path."""
 
-    def begin(*commands: tuple[str, str], ready: bool = True) -> Started:
+    def begin(*commands: tuple[str, str], ready: bool = True, how: str = "") -> Started:
         argvs = [[name, [sys.executable, "-c", code]] for name, code in commands]
         return start(
             sys.executable,
             str(TWINS / "supervise.py"),
             json.dumps(argvs),
-            "ready" if ready else "starting",
+            how or ("ready" if ready else "starting"),
             env={"XDG_RUNTIME_DIR": str(tmp_path)},
         )
 

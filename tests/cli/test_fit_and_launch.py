@@ -136,6 +136,7 @@ def made(options: launch.LaunchOptions, stages: int = 2) -> launch.Launch:
         ports=launch.Ports(20001, 20002, tuple(range(20003, 20003 + stages))),
         public_keys={role: role.upper().ljust(40, ".") for role in roles},
         key_files={role: Path("/run/x") / f"{role}.key.json" for role in roles},
+        addresses_file=Path("/run/x/pipelines"),
         cache_home=Path("/cache"),
         parent_pid=77,
     )
@@ -149,7 +150,8 @@ def test_each_process_is_told_its_part() -> None:
     assert first.control_address == last.control_address == "tcp://127.0.0.1:20001"
     assert told.probe_ports == (20003, 20004)
     assert [role for role, _ in first.peer_keys] == ["stage-0", "stage-1", "gateway-0"]
-    assert told.gateway.replicas == ("tcp://127.0.0.1:20002",)
+    assert (told.gateway.replicas, told.gateway.discover) == ((), "file:/run/x/pipelines")
+    assert told.address == "tcp://127.0.0.1:20002"
     assert told.gateway.model_hash == first.pipeline.model_hash().hex()
     assert first.pipeline.eos_token_ids == (1, 106)
     for config in told.stages:

@@ -1,7 +1,10 @@
 """The supervisor with real processes: starting again, ending in time, leaving nothing behind."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ FORKING = (
     "time.sleep(600)"
 )
 
+TWINS = Path(__file__).parent / "twins"
 Supervise = Callable[..., Any]
 Gone = Callable[[int], bool]
 
@@ -47,6 +51,44 @@ def test_a_signal_ends_everything_within_two_seconds(
     assert run.process.returncode == 0
     assert all(is_gone(pid) for pid in pids)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hang_up_may_be_a_word_and_ends_nothing(supervise: Supervise) -> None:
+    run = supervise(("worker", SLEEPER), how="reloads")
+    run.wait_for("line worker up")
+    for _ in range(2):
+        run.process.send_signal(signal.SIGHUP)
+        run.wait_for("reload")
+    assert run.end() < 2.0
+    assert run.process.returncode == 0
+
+
+def test_a_terminal_that_is_closed_ends_everything(tmp_path: Path) -> None:
+    """The kernel says it with the same signal; only the terminal's absence tells them apart."""
+    leader, follower = os.openpty()
+    take_terminal = (
+        "import fcntl, os, sys, termios; os.setsid()\n"
+        "fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)\n"
+        "os.execv(sys.executable, sys.argv[2:])"
+    )
+    commands = json.dumps([["worker", [sys.executable, "-c", SLEEPER]]])
+    supervisor = (sys.executable, str(TWINS / "supervise.py"), commands, "reloads")
+    process = subprocess.Popen(
+        [sys.executable, "-c", take_terminal, str(follower), *supervisor],
+        pass_fds=[follower],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    with process:
+        assert process.stdout is not None
+        os.close(follower)
+        assert process.stdout.readline().startswith("line worker up")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "reload\n"
+        os.close(leader)
+        assert process.stdout.readline() == "stopped\n"
+        assert process.wait(5) == 0
 
 
 def test_a_killed_child_is_started_again(supervise: Supervise) -> None:

@@ -279,3 +279,101 @@ def test_an_old_python_is_told_so() -> None:
     fake = text.replace("sys.version_info", "(3, 9)")
     with pytest.raises(SystemExit, match=r"want 3\.11 or newer"):
         exec(compile(fake, "__main__.py", "exec"), {"__name__": "other"})
+
+
+@pytest.fixture
+def reloading(
+    lamella: Callable[..., Any], model: Path, port: int, ready_file: Path
+) -> Callable[..., Any]:
+    """Writes the manifest; the first time it also serves it, then sends SIGHUP."""
+    path, runs = model.parent / "tiny.yaml", []
+
+    # caches for what can be asked of such a context take all that they may, on any machine
+    config = CONFIG | {"max_position_embeddings": 1 << 20}
+    (model / "config.json").write_text(json.dumps(config))
+
+    def write(stages: int, **context: int) -> Any:
+        document = {
+            "apiVersion": "lamella.dev/v1alpha1",
+            "kind": "ShardedModel",
+            "metadata": {"name": "tiny"},
+            "spec": {
+                "model": {"uri": f"file:{model}"},
+                "pipeline": {"stages": stages},
+                "context": context,
+                "drainSeconds": 0,
+            },
+        }
+        path.write_text(json.dumps(document))
+        if runs:
+            runs[0].process.send_signal(signal.SIGHUP)
+        else:
+            ready_file.touch()
+            words = ("--port", str(port), "--device", "cpu")
+            runs.append(lamella("serve", str(path), *words))
+            runs[0].wait_for("tiny is ready at")
+        return runs[0]
+
+    return write
+
+
+def workers(run: Any) -> list[int]:
+    found = processes_of(run.process.pid)
+    return [p.pid for p in found if "lamella.warm" in p.cmdline() and p.ppid() == run.process.pid]
+
+
+@pytest.mark.parametrize(
+    ("context", "order"),
+    [({}, "start beside the old ones"), ({"maxSequences": 65_536}, "after the old ones end")],
+    ids=["room", "no room"],
+)
+def test_a_changed_manifest_is_taken_up(
+    reloading: Callable[..., Any],
+    is_gone: Callable[[int], bool],
+    context: dict[str, int],
+    order: str,
+    run_base: Path,
+) -> None:
+    run = reloading(2, **context)
+    (old,) = workers(run)
+    gateway = [p.pid for p in processes_of(run.process.pid) if "lamella_gateway" in p.cmdline()]
+    reloading(3, **context)
+    run.wait_for(lambda line: order in line)
+    run.wait_for(lambda line: line.endswith("taken up: 3 stages of layers 0-0, 1-2, 3-3 serve"))
+    assert is_gone(old)
+    (new,) = workers(run)
+    (status,) = (json.loads(path.read_text()) for path in run_base.glob("*/status.json"))
+    assert status["splits"] == [0, 1, 3]
+    reloading(2, **context)
+    run.wait_for(lambda line: line.endswith("taken up: 2 stages of layers 0-1, 2-3 serve"))
+    assert is_gone(new)
+    assert gateway == [
+        p.pid for p in processes_of(run.process.pid) if "lamella_gateway" in p.cmdline()
+    ]
+    assert run.end() < 2.0
+    assert list(run_base.iterdir()) == []
+
+
+@pytest.mark.parametrize("context", [{}, {"maxSequences": 65_536}], ids=["room", "no room"])
+def test_new_stages_that_cannot_start_leave_or_bring_back_the_old_ones(
+    reloading: Callable[..., Any],
+    ready_file: Path,
+    run_base: Path,
+    context: dict[str, int],
+    lamella: Callable[..., Any],
+) -> None:
+    run = reloading(2, **context)
+    (old,) = workers(run)
+    broken = ready_file.with_name("ready.broken")
+    broken.touch()
+    reloading(3, **context)
+    run.wait_for(lambda line: line.endswith("old stages serve: worker-2: the slice cannot be read"))
+    broken.unlink()
+    (address,) = (path.read_text().split() for path in run_base.glob("*/pipelines"))
+    (config,) = (json.loads(path.read_text()) for path in run_base.glob("*/stage-0.json"))
+    assert address == [config["gateway_address"]]
+    if not context:
+        assert workers(run) == [old]
+    reloading(4, **context)
+    run.wait_for(lambda line: "taken up: 4 stages" in line)
+    assert run.end() < 2.0

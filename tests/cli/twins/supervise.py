@@ -1,7 +1,7 @@
 """Runs a Supervisor over the commands in argv[1] (JSON list of [name, argv]); prints what it sees,
-a line each.
+a line each. argv[2] is `starting`, `ready`, or `reloads`: then it is ready, and SIGHUP is a word.
 
-line NAME TEXT | failed NAME CODE | stopped
+line NAME TEXT | failed NAME CODE | reload | stopped
 """
 
 import json
@@ -17,14 +17,16 @@ def say(*words: object) -> None:
 
 
 def main() -> int:
-    ready_at_once = sys.argv[2] == "ready"
+    reloads = sys.argv[2] == "reloads"
     try:
-        with Supervisor(on_line=lambda name, line: say("line", name, line)) as supervisor:
+        with Supervisor(
+            on_line=lambda name, line: say("line", name, line), reloads=reloads
+        ) as supervisor:
             supervisor.run_dir.write("secret", "x")
-            supervisor.ready = ready_at_once
+            supervisor.ready = sys.argv[2] != "starting"
             for name, argv in json.loads(sys.argv[1]):
                 supervisor.start(ChildSpec(name, tuple(argv)))
-            supervisor.run(lambda: None)
+            supervisor.run(lambda: say("reload") if supervisor.take_reload() else None)
     except ChildFailed as error:
         say("failed", error.name, error.code)
         return 1

@@ -1,5 +1,6 @@
 """Forks one process per configuration; each serves /status and "loads" until TWIN_READY exists.
 
+It ends with 78 while TWIN_READY.broken exists.
 TWIN_FAIL set: logs that as an error of the tree and ends with 78, as the worker does.
 """
 
@@ -24,6 +25,9 @@ def main(argv: Sequence[str]) -> int:
     if failure := os.environ.get("TWIN_FAIL", ""):
         document = {"level": "ERROR", "role": "stage-0", "message": failure, "kind": "model"}
         sys.stderr.write(json.dumps(document) + "\n")
+        return 78
+    if Path(os.environ["TWIN_READY"] + ".broken").exists():
+        sys.stderr.write("the slice cannot be read\n")
         return 78
     children = {fork(config): config for config in configs}
     signal.signal(signal.SIGTERM, lambda *_: end(children))
