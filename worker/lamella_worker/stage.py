@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import zmq
 
-from lamella_contract.errors import LamellaError, WireError
+from lamella_contract.errors import EngineError, LamellaError, OutOfMemory, WireError
 from lamella_contract.wire import (
     NO_INCARNATION,
     HeldSlot,
@@ -31,6 +31,7 @@ from lamella_worker.batch import Bundle, Segment, StepBatch
 from lamella_worker.links import InGate, OutLink, relink
 from lamella_worker.membership.channel import ChannelEnd
 from lamella_worker.membership.orders import Order, Relink, Report
+from lamella_worker.oom import is_out_of_memory
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.rehearsal import FrameRehearsal
@@ -184,7 +185,8 @@ class StepRunner:
         except Exception as error:  # the edge of one step: only its requests may suffer
             self._slots.doubt(header)
             log.exception("a step failed", extra={"step": header.step})
-            return {}, (), f"engine: {type(error).__name__}: {error}"
+            kind = OutOfMemory.kind if is_out_of_memory(error) else EngineError.kind
+            return {}, (), f"{kind}: {type(error).__name__}: {error}"
         is_end = self._sampler is not None or header.through == self._telemetry.stage
         return ({} if is_end else outputs), rows, ""
 

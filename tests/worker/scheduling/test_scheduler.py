@@ -339,6 +339,89 @@ SEQUENCES = {
             ("step", "none"),
         ],
     ),
+    "a step without memory is tried again with half the rows, three times": (
+        SMALL,
+        [
+            ("submit a 5", None),
+            ("submit b 2", None),
+            ("step", "+0.1 +1.1 | 0.1[0:5)*+0,1 1.1[0:2)*+4"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.1 -1.1 +0.2<0:0,1 +1.2<0:4 | 0.2[0:3)"),
+            ("done", []),
+            ("step", " | 0.2[3:5)* 1.2[0:1)"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.2 -1.2 +0.3<0:0,1 +1.3<0:4 | 0.3[0:1)"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.3 +0.4<0:0,1 | 1.3[0:1)"),
+            ("done", []),
+            ("step", " | 1.3[1:2)*"),
+            ("done 20", ["b@0 20"]),
+            ("step", " | 0.4[0:1)"),
+            ("error out_of_memory: big", ["a@0  error"]),
+            ("step", "-0.4 | 1.3[2:3)*"),
+        ],
+    ),
+    "what is tried again keeps its tokens, and a new one gives it new tries": (
+        SMALL,
+        [
+            ("submit a 3", None),
+            ("step", "+0.1 | 0.1[0:3)*+0"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.1 +0.2<0:0 | 0.2[0:1)"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.2 +0.3<0:0 | 0.3[0:1)"),
+            ("done", []),
+            ("step", " | 0.3[1:2)"),
+            ("done", []),
+            ("step", " | 0.3[2:3)*"),
+            ("done 10", ["a@0 10"]),
+            ("step", " | 0.3[3:4)*"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.3 +0.4<0:0 | 0.4[0:1)"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.4 +0.5<0:0 | 0.5[0:1)"),
+            ("error out_of_memory: big", []),
+            ("step", "-0.5 +0.6<0:0 | 0.6[0:1)"),
+            ("error out_of_memory: big", ["a@1  error"]),
+        ],
+    ),
+    "who shares a step with what followed a failed one is tried again": (
+        TWO_STAGES,
+        [
+            ("submit a 12", None),
+            ("submit b 2", None),
+            ("step", "+0.1 | 0.1[0:8)+0,1"),
+            ("step", "+1.1 | 0.1[8:12)*+2 1.1[0:2)*+5"),
+            ("error engine: nan", ["a@0  error"]),
+            ("error engine: its state stands at 0", []),
+            ("step", "-0.1 -1.1 +1.2<0:5 | 1.2[0:2)*"),
+            ("done 20", ["b@0 20"]),
+        ],
+    ),
+    "an epoch may end while something is tried again": (
+        TWO_STAGES,
+        [
+            ("submit a 3", None),
+            ("step", "+0.1 | 0.1[0:3)*+0"),
+            ("error out_of_memory: big", []),
+            ("restart 0.1.0 0.1.0", None),
+            ("step", "+0.2<0:0 | 0.2[0:1)"),
+            ("restart none 0.2.1", None),
+            ("step", "@0 +0.2<0:0 | 0.2[0:1)"),
+        ],
+    ),
+    "a request that is tried again may be cancelled": (
+        SMALL,
+        [
+            ("submit a 3", None),
+            ("submit b 1", None),
+            ("step", "+0.1 +1.1 | 0.1[0:3)*+0 1.1[0:1)*+3"),
+            ("error out_of_memory: big", []),
+            ("cancel a", True),
+            ("step", "-0.1 -1.1 +1.2<0:3 | 1.2[0:1)*"),
+            ("done 20", ["b@0 20"]),
+        ],
+    ),
 }
 
 
@@ -355,7 +438,7 @@ def test_sequence(limits: SchedulerLimits, lines: list[tuple[str, object]]) -> N
         elif action == "done":
             result = bench.done(*(tuple(map(int, word.split(","))) for word in words))
         elif action == "error":
-            result = bench.done(error="out of memory")
+            result = bench.done(error=" ".join(words) or "out of memory")
         elif action == "cancel":
             result = bench.cancel(words[0])
         else:
@@ -412,8 +495,12 @@ def test_a_step_done_that_does_not_match_is_refused_and_changes_nothing(
 def test_a_failed_step_tells_the_kind_of_its_error(error: str, kind: str, message: str) -> None:
     bench = Bench(SMALL)
     bench.submit("a", 3)
-    bench.step()
-    ((_, event),) = bench.scheduler.complete(StepDone(1, (), (), error), 1.0)
+    events: list[OwnedEvent] = []
+    while not events:
+        bench.step()
+        number = bench.flying[-1].header.step
+        events = bench.scheduler.complete(StepDone(number, (), (), error), 1.0)
+    ((_, event),) = events
     assert (event.finish, event.error_kind, event.error) == ("error", kind, message)
 
 

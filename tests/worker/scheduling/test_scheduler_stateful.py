@@ -157,7 +157,7 @@ class ToyPipeline:
                 stage.kv[:] = -1
         return [stage.held() for stage in self.stages]
 
-    def advance(self, k: int, *, fail: bool = False, ids_per_row: int = 1) -> bool:
+    def advance(self, k: int, *, fail: str = "", ids_per_row: int = 1) -> bool:
         if not self.stages[k].inbox:
             return False
         header, ids = self.stages[k].inbox.popleft()
@@ -167,7 +167,7 @@ class ToyPipeline:
                 header.frees,
                 header.adopts,
                 header.segments,
-                failed=f"stage {k} is out of memory",
+                failed=f"{fail} at stage {k}",
                 through=header.through,
             )
         segments = self.stages[k].run(header, ids)
@@ -389,12 +389,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pipeline.send(step)
         return True
 
-    @rule(k=st.integers(0, 2), row_only=st.booleans())
-    def fail_step(self, k: int, row_only: bool) -> None:
-        if row_only:
+    @rule(k=st.integers(0, 2), how=st.sampled_from(["row only", "engine: nan", "out_of_memory: x"]))
+    def fail_step(self, k: int, how: str) -> None:
+        if how == "row only":
             self.pipeline.advance(self.limits.stages - 1, ids_per_row=0)
         else:
-            self.pipeline.advance(k % self.limits.stages, fail=True)
+            self.pipeline.advance(k % self.limits.stages, fail=how)
 
     def complete(self) -> None:
         if self.pipeline.done:

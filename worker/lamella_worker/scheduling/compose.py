@@ -23,6 +23,7 @@ from operator import attrgetter
 
 from lamella_contract.wire import EVERY_STAGE, Adopt, SegmentHeader
 from lamella_worker.scheduling.cost import Cohorts, CostModel, Work
+from lamella_worker.scheduling.limits import StepBudget
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
 from lamella_worker.scheduling.resync import Kept, Rewind
 from lamella_worker.scheduling.running import RunningSet
@@ -74,7 +75,7 @@ class Composer:
         self.preemptions = 0
         self.cohort_count = 1
         self._cost = cost
-        self._max_step_tokens = max_step_tokens
+        self.budget = StepBudget(max_step_tokens)
         self._step_limit_s = step_limit_s
         self._decoding = False  # rows that decode are in this step or in flight
         self._replay_is_next = False
@@ -92,11 +93,20 @@ class Composer:
             del self.waiting[arrival]
             self.queued_tokens -= len(request.ids)
             return
-        replayed = self.replaying.pop(arrival, None)
-        if self.prefilling.pop(arrival, None) is not None or replayed is not None:
-            self.queued_tokens -= len(request.ids) - request.computed
-        self.ready.pop(arrival, None)
+        self._unqueue(request)
         self.running.release(request)
+
+    def begin_again(self, request: LiveRequest) -> None:
+        """Compute a running request anew, from its first id."""
+        self._unqueue(request)
+        self.running.renew(request)
+        self._resume(request)
+
+    def _unqueue(self, request: LiveRequest) -> None:
+        replayed = self.replaying.pop(request.arrival, None)
+        if self.prefilling.pop(request.arrival, None) is not None or replayed is not None:
+            self.queued_tokens -= len(request.ids) - request.computed
+        self.ready.pop(request.arrival, None)
 
     def restart(self, kept: Kept) -> None:
         """All that run go on from what the stages hold; who waits goes on waiting."""
@@ -157,13 +167,13 @@ class Composer:
         self.cohort_count = self.cohorts.count(rows, self._context)
         if steps_in_flight >= self.cohort_count:
             return
-        most = min(-(-rows // self.cohort_count), self._max_step_tokens)
+        most = min(-(-rows // self.cohort_count), self.budget.tokens)
         if most > 1:
             most = min(most, self._cost.decode_rows(self._context, self._step_limit_s))
         # Whoever waits longest goes first; by age within the step, so that blocks are taken from
         # rows that are not in it yet.
         for request in sorted(islice(ready.values(), most), key=_arrival):
-            room = self._max_step_tokens - len(draft.ids)
+            room = self.budget.tokens - len(draft.ids)
             if request.arrival in ready and room > 0:
                 self._add_decode(draft, request, room)
         if draft.decode_rows:
@@ -210,7 +220,7 @@ class Composer:
         """Tokens of a request's prompt that the step has room for; 0 for none."""
         start = request.computed
         pending = len(request.ids) - start
-        room = min(pending, self._max_step_tokens - len(draft.ids))
+        room = min(pending, self.budget.tokens - len(draft.ids))
         if room <= LEAST_CHUNK and not draft.prompt_tokens:
             return room
         # Rows that decode wait for all chunks in the pipeline, one more than there are stages:

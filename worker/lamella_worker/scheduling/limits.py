@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from lamella_contract.errors import InvalidConfig
 
+FIRST_PATIENCE = 64
+"""Steps that must go well before twice as many rows are dared again."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
@@ -73,3 +76,33 @@ class SchedulerStats:
     rows_replayed: int  # computed again because an epoch ended
     stage_busy_s: tuple[float, ...]  # per stage: computing
     stage_idle_s: tuple[float, ...]  # per stage: waiting for a step
+
+
+class StepBudget:
+    """Most rows of a step at present: ``tokens``, at most ``most``.
+
+    Halved when memory runs out. Each time the patience doubles with which more is dared again, so
+    that what does not fit is tried ever more seldom and requests get on in between.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens = most
+        self._patience = FIRST_PATIENCE
+        self._good = 0
+
+    def exhausted(self, tokens: int) -> None:
+        """A stage had no memory for a step of so many rows."""
+        self.tokens = max(1, min(self.tokens, tokens // 2))
+        self._patience *= 2
+        self._good = 0
+
+    def went_well(self) -> None:
+        """A step with rows was computed by all its stages."""
+        if self.tokens == self.most:
+            self._patience = FIRST_PATIENCE
+            return
+        self._good += 1
+        if self._good >= self._patience:
+            self.tokens = min(self.most, 2 * self.tokens)
+            self._good = 0

@@ -40,8 +40,9 @@ class LiveRequest:
 
     ``ids`` is the prompt, then the output; ``arrival`` orders requests for every decision.
     ``computed`` positions were given to steps (their KV exists once those steps ran); below
-    ``given`` a row is computed again because an epoch ended. ``slot`` is `NO_SLOT` while it waits;
-    (slot, generation) names one tenure of a slot.
+    ``given`` a row is computed again because an epoch ended or a step failed, the latter ``tries``
+    times since the last token. ``slot`` is `NO_SLOT` while it waits; (slot, generation) names one
+    tenure of a slot.
     """
 
     owner: bytes
@@ -58,6 +59,7 @@ class LiveRequest:
     lease: Lease | None = None
     computed: int = 0
     given: int = 0
+    tries: int = 0
     finish: str = ""
     error: str = ""
     error_kind: str = ""
@@ -82,7 +84,7 @@ class LiveRequest:
         A token that stops the answer is part of its ids; those after it are dropped.
         """
         position = len(self.ids) - self.prompt_len
-        taken = 0
+        taken = self.tries = 0
         for token in new:
             self.ids.append(token)
             taken += 1

@@ -31,7 +31,7 @@ class RunningSet:
         self._free_slots = list(range(max_sequences))  # a heap: low slots first
         self._generations = [0] * max_sequences
         self._frees: list[Free] = []
-        self._adopts: dict[int, Adopt] = {}  # by slot: what a new epoch's stages must be told first
+        self._adopts: dict[int, Adopt] = {}  # by slot: what stages must be told first
 
     def __len__(self) -> int:
         return len(self._by_arrival)
@@ -78,12 +78,22 @@ class RunningSet:
         heapq.heappush(self._free_slots, request.slot)
         request.slot, request.lease, request.computed = NO_SLOT, None, 0
 
+    def renew(self, request: LiveRequest) -> None:
+        """Another tenure of the same slot and blocks, with nothing computed."""
+        if self._adopts.pop(request.slot, None) is None:
+            self._frees.append(Free(request.slot, request.generation))
+        self._generations[request.slot] += 1
+        request.generation = self._generations[request.slot]
+        request.given = max(request.given, request.computed)
+        request.computed = 0
+        self._adopts[request.slot] = _adopt(request)
+
     def take_frees(self) -> tuple[Free, ...]:
         frees, self._frees = tuple(self._frees), []
         return frees
 
     def take_adopts(self) -> list[Adopt]:
-        """What the first header of an epoch says of the tenures that go on."""
+        """What the next header says of tenures that go on in a new epoch, or begin anew."""
         adopts, self._adopts = list(self._adopts.values()), {}
         return adopts
 

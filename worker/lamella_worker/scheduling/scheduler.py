@@ -6,9 +6,8 @@ In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the 
 `next_step`, runs it down the line, and gives each `StepDone` to `complete`, in order, which
 returns the events to send.
 
-What lies where: `requests` the records, `running` slots and blocks,
-`compose` the choice of rows, `cost` the learned times,
-`flights` the steps under way.
+What lies where: `requests` the records, `running` slots and blocks, `compose` the choice of rows,
+`cost` the learned times, `flights` the steps under way, `pressure` what is tried again.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from lamella_worker.scheduling.compose import Composer, Draft
 from lamella_worker.scheduling.cost import CostModel, DrainRate
 from lamella_worker.scheduling.flights import Flight, Flights
 from lamella_worker.scheduling.limits import SchedulerLimits, SchedulerStats
+from lamella_worker.scheduling.pressure import try_again
 from lamella_worker.scheduling.requests import (
     LiveRequest,
     OwnedEvent,
@@ -196,9 +196,10 @@ class Scheduler:
     def complete(self, done: StepDone, now_s: float) -> list[OwnedEvent]:
         """Take a step's results in; the events that follow, at most one per request.
 
-        A step with an error fails its requests and no others. A step from before a `restart` is
-        ignored. A row without ids fails its request. Raises `WireError`, and changes nothing, for
-        a step out of order and for rows that are not those the step asked for.
+        A step with an error fails its requests and no others, unless `pressure` has them tried
+        again. A step from before a `restart` is ignored. A row without ids fails its request.
+        Raises `WireError`, and changes nothing, for a step out of order and for rows that are not
+        those the step asked for.
         """
         flight = self._flights.oldest()
         oldest = flight.step if flight else self._steps + 1
@@ -210,7 +211,7 @@ class Scheduler:
         self._flights.land()
         self._account(flight, done, now_s)
         if done.error:
-            return [self._fail(request, done.error) for request, _ in list(flight.tenants())]
+            return [self._fail(r, done.error) for r in try_again(flight, done.error, self._compose)]
         events: list[OwnedEvent] = []
         ready = self._compose.ready
         for request, new in rows:
@@ -247,6 +248,8 @@ class Scheduler:
             self._busy_ns[stage] += time.compute_ns
             self._idle_ns[stage] += time.idle_ns
         work = flight.work
+        if work.tokens:
+            self._compose.budget.went_well()
         if work.tokens and flight.whole:
             self._cost.observe(work, [time.compute_ns * 1e-9 for time in done.trace])
             if not work.prefill and flight.decode_rows:
