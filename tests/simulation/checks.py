@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .faults import Faults
+from .faults import GATEWAY_FREED_S, Faults
 from .gateway_process import GatewayProcess, Record
 from .kernel import Kernel
 from .schedule import Schedule
@@ -84,7 +84,7 @@ def _check_error(world: World, record: Record) -> None:
 def _serves_again(world: World, faults: Faults) -> None:
     """Once everybody is back, each gateway's request is answered soon, and without an error."""
     kernel = world.kernel
-    world.hasten()
+    world.hasten(GATEWAY_FREED_S + LOOK_S)
     _wait(kernel, SETTLE_S + LONGEST_TAIL_S, lambda: _is_whole(world))
     assert _is_whole(world), f"it does not come back: {_state(world)}"
     last = [faults.submit(g, 13 + n) for n, g in enumerate(world.gateways)]

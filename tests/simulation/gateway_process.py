@@ -63,8 +63,11 @@ class Loop(asyncio.AbstractEventLoop):
 
     def run(self, handle: asyncio.Handle) -> None:
         if not handle.cancelled():
-            with Inside(self):
+            asyncio._set_running_loop(self)
+            try:  # as `Inside`
                 handle._run()  # type: ignore[attr-defined]
+            finally:
+                asyncio._set_running_loop(None)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         raise context["exception"] if "exception" in context else AssertionError(context)

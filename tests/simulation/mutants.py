@@ -24,10 +24,12 @@ from lamella_gateway.journal import Journal, News
 from lamella_worker.batch import Bundle
 from lamella_worker.head import HeadLoop
 from lamella_worker.links import InGate
+from lamella_worker.membership.control import StageControl
 from lamella_worker.membership.gateway_port import GatewayPort
+from lamella_worker.membership.head_choice import HeadChoice
 from lamella_worker.membership.head_control import HeadControl
 from lamella_worker.membership.orders import DropOwner
-from lamella_worker.membership.ring import Action, Refuse, Ring
+from lamella_worker.membership.ring import Action, Refuse, Ring, Seen
 from lamella_worker.sampling import Sampler
 from lamella_worker.stage import StageLoop, StepRunner
 
@@ -193,7 +195,23 @@ class _NeverOverdue(Ring):
     __slots__ = ()
 
     def tick(self, now_s: float, **ages: float) -> list[Action]:
+        self._flows.clear()
         return Ring.tick(self, now_s, oldest_step_age_s=0.0, predicted_step_s=0.0)
+
+
+class _NeverMissed(Ring):
+    __slots__ = ()
+
+    def tick(self, now_s: float, **ages: float) -> list[Action]:
+        self._flows.clear()
+        return Ring.tick(self, now_s, **ages)
+
+
+class _LastComer(Ring):
+    __slots__ = ()
+
+    def _is_older(self, claimant: Seen, present: Seen) -> bool:
+        return False
 
 
 class _NoRefusal(Ring):
@@ -205,6 +223,21 @@ class _NoRefusal(Ring):
             self._retired.clear()
             return Ring.join(self, *args, **named)
         return actions
+
+
+class _AnyAddress(HeadChoice):
+    __slots__ = ()
+
+    def _knows_better(self) -> bool:
+        return False
+
+
+class _FollowsAny(StageProcess):
+    def _make_control(self) -> HeadControl | StageControl:
+        control = super()._make_control()
+        if isinstance(control, StageControl):
+            control._head.choice.__class__ = _AnyAddress
+        return control
 
 
 class _DeafPort(GatewayPort):
@@ -254,6 +287,20 @@ _LATE_DROP = Schedule(
         (8, "drop", 0, 1, 0),
     ),
 )
+_EARLY_DROP = Schedule(stages=(2,), steps=((0, "submit", 0, 1, 0), (5, "drop", 0, 1, 0)))
+_THAWED_STAGE = Schedule(
+    stages=(2,),
+    steps=(
+        (0, "submit", 0, 3, 0),
+        (20, "freeze", 1, 7, 0),
+        (5500, "kill", 0, 0, 0),
+        (1500, "submit", 0, 3, 0),
+    ),
+)
+_THAWED_HEAD = Schedule(
+    stages=(2,),
+    steps=((750, "freeze", 0, 6, 0), (6500, "submit", 0, 3, 0), (2500, "submit", 0, 3, 0)),
+)
 _DOUBLED = Schedule(
     stages=(2,), steps=((0, "burst", 0, _LONG, 3), *((3, "double", n, 0, 0) for n in range(8)))
 )
@@ -273,6 +320,13 @@ MUTANTS: dict[str, Mutant] = {
     "skips_first": Mutant("one value is not computed again after a change", _SkipsFirst),
     "short_memory": Mutant("penalties forget what was said before a restart", _ShortMemory),
     "never_overdue": Mutant("no step is ever overdue", _with_ring(_NeverOverdue), hint=_LATE_DROP),
+    "never_missed": Mutant(
+        "a lost last frame is not missed", _with_ring(_NeverMissed), hint=_EARLY_DROP
+    ),
+    "last_comer": Mutant(
+        "a new stage 0 takes the last comer", _with_ring(_LastComer), hint=_THAWED_STAGE
+    ),
+    "any_address": Mutant("a replaced stage 0 is followed", _FollowsAny, hint=_THAWED_HEAD),
     "no_refusal": Mutant("a replaced process may come back", _with_ring(_NoRefusal), hint=_FROZEN),
     "never_frees": Mutant("a dead gateway's requests stay", _NeverFrees, hint=_DEAD_GATEWAY),
     "any_position": Mutant(

@@ -161,10 +161,10 @@ class World:
         self._to_come.append(start)
         self.kernel.after(after_s, start)
 
-    def hasten(self) -> None:
-        """Whoever is to come comes at once: nobody waits for them any more."""
+    def hasten(self, after_s: float) -> None:
+        """Whoever is to come comes soon: nobody waits for them any more."""
         for start in self._to_come:
-            self.kernel.after(0.0, start)
+            self.kernel.after(after_s, start)
         self._to_come.clear()
 
     def _ended(self, place: Place, run: StageProcess, why: str) -> None:
