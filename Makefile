@@ -5,9 +5,10 @@ BIN := .venv/bin
 PORT ?= 8000
 STAGES ?= 2
 MODELS ?= 1000
+SCHEDULES ?= 10000
 
 .PHONY: help setup run check format lint types imports unit test families serve-test integration \
-	e2e images bench bench-operator bench-recovery golden map clean
+	simulation e2e images bench bench-operator bench-recovery golden map clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,9 @@ serve-test: setup ## Real processes, real sockets, the real demo model
 integration: setup ## The operator on a real kube-apiserver (scripts/control-plane finds or builds one)
 	scripts/control-plane >/dev/null
 	LAMELLA_REQUIRE_CONTROL_PLANE=1 $(BIN)/pytest -q -m apiserver --timeout 600
+
+simulation: setup ## Pipelines in simulated time, SCHEDULES times at random: every fault, nothing lost
+	$(BIN)/python -m tests.simulation.run --schedules $(SCHEDULES)
 
 images: ## Build the operator's and the worker's image with docker
 	scripts/images

@@ -9,16 +9,11 @@ from pathlib import Path
 import pytest
 
 NAME = "simulation"
-MARKER = f"{NAME}: thousands of simulated runs (minutes): pytest -m {NAME}"
 
 if NAME not in sys.modules:
     package = types.ModuleType(NAME)
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules[NAME] = package
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", MARKER)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
