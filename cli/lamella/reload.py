@@ -1,7 +1,8 @@
 """Takes a changed manifest up while its pipeline serves: looks, asks `resplit`, and does.
 
 Knows the supervisor, the gateway's words and the files of the run; decides nothing about what
-starts and ends. One change at a time: what is asked meanwhile is looked at after it.
+starts and ends. One change at a time: what is asked meanwhile withdraws it while nothing has
+moved yet, and else is looked at after it.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ class _Move:
     new: Pipeline
     named: tuple[str, ...]
     moved_at_s: float | None = None
+    withdrawn: bool = False
 
     def addresses(self, pipelines: tuple[str, ...]) -> tuple[str, ...]:
         """Where the pipelines of these names are."""
@@ -65,8 +67,11 @@ class Reload:
 
     def tick(self) -> None:
         """Goes on with the change that is under way, or begins the one that was asked for."""
-        self._asked = self._supervisor.take_reload() or self._asked
+        news = self._supervisor.take_reload()
+        self._asked = news or self._asked
         if self._move is not None:
+            if news:
+                self._move.withdrawn = self._asks_for_another(self._move.new.target)
             # A disk that is full now may have room at the next look: nothing is given up for it.
             with contextlib.suppress(OSError):
                 self._go_on(self._move)
@@ -76,6 +81,13 @@ class Reload:
                 self._begin(self._read())
             except (LamellaError, OSError) as error:
                 self._say(f"the manifest is not taken up, all stays as it is: {error}")
+
+    def _asks_for_another(self, target: Target) -> bool:
+        """Whether the manifest is of another layout by now; what is wrong with it is told later."""
+        try:
+            return not resplit.same_layout(target.model, self._read().model)
+        except (LamellaError, OSError):
+            return False
 
     def _begin(self, target: Target) -> None:
         """Raises LamellaError for what cannot be planned, or not be changed now."""
@@ -115,6 +127,8 @@ class Reload:
             self._done(move)
         elif decision.outcome is Outcome.GIVEN_UP:
             self._given_up(move)
+        elif decision.outcome is Outcome.WITHDRAWN:
+            self._end(move.old)
 
     def _look(self, move: _Move, now_s: float) -> Seen:
         told = self._watcher.pipelines
@@ -124,6 +138,7 @@ class Reload:
             new_ready=bool(told.get(move.new.made.address, {}).get("ready")),
             moved_s=None if move.moved_at_s is None else now_s - move.moved_at_s,
             old_idle=_idle(told.get(move.old.made.address, {})),
+            withdrawn=move.withdrawn,
         )
 
     def _do(self, move: _Move, decision: Decision) -> None:

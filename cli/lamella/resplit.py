@@ -7,7 +7,7 @@ Where memory allows both, the new pipeline starts beside the old one. Once it is
 gives it all that is new, and the old one ends when it has nothing left, or when its requests have
 had their time: they then go on in the new one. Where memory does not allow both, the old one ends
 first, and requests wait in the gateway for the new one. A new pipeline that cannot start leaves,
-or brings back, the old one.
+or brings back, the old one. While the new one loads beside the old one, it can be withdrawn.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ class Outcome(Enum):
     UNDER_WAY = "under way"
     DONE = "done"
     GIVEN_UP = "given up"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Seen:
 
     `running` names the pipelines whose processes are to run or have not ended yet. `moved_s`: for
     how long the gateway has given nothing new to the old one because the new one is ready, None
-    before that. `old_idle`: the old one says that it has no request.
+    before that. `old_idle`: the old one says that it has no request. `withdrawn`: another layout is
+    asked for by now.
     """
 
     running: frozenset[str]
@@ -50,6 +52,7 @@ class Seen:
     new_ready: bool = False
     moved_s: float | None = None
     old_idle: bool = False
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ def decide(change: Change, seen: Seen, drain_s: float) -> Decision:
     if seen.given_up:
         start = "" if old_runs else change.old
         return Decision((change.old,), start=start, outcome=Outcome.GIVEN_UP)
+    if seen.withdrawn and change.beside and seen.moved_s is None:
+        if new_runs:
+            return Decision((change.old,), end=change.new)
+        return Decision((change.old,), outcome=Outcome.WITHDRAWN)
     if not change.beside:
         if old_runs:
             return Decision((change.new,), end=change.old)

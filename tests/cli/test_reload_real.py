@@ -115,7 +115,8 @@ class Serving:
         words = [*LAMELLA, "status", "-o", "json"]
         env = {**os.environ, "XDG_RUNTIME_DIR": str(self.run_base)}
         done = subprocess.run(words, env=env, capture_output=True, timeout=30, check=False)
-        (found,) = json.loads(done.stdout)
+        ours = self.run.process.pid  # others may serve on this machine
+        (found,) = (run for run in json.loads(done.stdout) if run["pid"] == ours)
         return [int(stage["pid"]) for stage in found["stages"]]
 
 

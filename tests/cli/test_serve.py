@@ -377,3 +377,24 @@ def test_new_stages_that_cannot_start_leave_or_bring_back_the_old_ones(
     reloading(4, **context)
     run.wait_for(lambda line: "taken up: 4 stages" in line)
     assert run.end() < 2.0
+
+
+def test_what_is_asked_meanwhile_withdraws_what_still_loads(
+    reloading: Callable[..., Any], ready_file: Path, is_gone: Callable[[int], bool]
+) -> None:
+    run = reloading(2)
+    (old,) = workers(run)
+    ready_file.unlink()
+    reloading(3)
+    run.wait_for(lambda line: "3 stages of layers 0-0, 1-2, 3-3 start beside" in line)
+    reloading(2)
+    run.wait_for(lambda line: line.endswith("the manifest asks for the stages that run"))
+    assert workers(run) == [old]
+    reloading(3)
+    run.wait_for(lambda line: "3 stages of layers 0-0, 1-2, 3-3 start beside" in line)
+    reloading(4)
+    run.wait_for(lambda line: "4 stages of layers 0-0, 1-1, 2-2, 3-3 start beside" in line)
+    ready_file.touch()
+    run.wait_for(lambda line: "taken up: 4 stages" in line)
+    assert is_gone(old)
+    assert run.end() < 2.0
