@@ -195,6 +195,8 @@ class StepRunner:
     ) -> tuple[RowResult, ...]:
         assert self._sampler is not None
         sampled = [s for s in header.segments if s.sample]
+        if not sampled:  # a prompt's chunk: not every runner makes logits of no rows
+            return ()
         slots = np.array([s.slot for s in sampled], np.int64)
         positions = np.array([s.start + s.count for s in sampled], np.int64)
         ids = self._sampler.sample_rows(outputs["logits"], slots, positions)
