@@ -7,6 +7,7 @@ Put together as `process.run` does it. Subclasses (mutants) replace one part by 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
@@ -23,7 +24,7 @@ from lamella_worker.membership.orders import Loaded
 from lamella_worker.process.pulse import BUSY_FACTOR
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.sampling import Sampler
-from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.limits import SchedulerLimits, SchedulerStats
 from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.stage import POLL_S, StageLoop, StepRunner
@@ -193,6 +194,7 @@ class StageProcess:
         self.slots: SlotTable | None = None
         self.scheduler: Scheduler | None = None
         self.out: OutLink | None = None
+        self._shown: SchedulerStats | None = None  # while a step is computed
         self.control_thread = Thread(self.process, self._control_turn)
         self.compute_thread = Thread(self.process, self._compute_turn)
         self.network.control = self.control_thread
@@ -215,7 +217,7 @@ class StageProcess:
             num_blocks=pipeline.num_blocks,
             block_size=pipeline.block_size,
             recurrent=self.recurrent,
-            spend=self.compute_thread.spend,
+            spend=self._spend,
             seed=self.net.next_id(),
         )
 
@@ -321,12 +323,24 @@ class StageProcess:
             awake=False,
         )
 
+    def _spend(self, seconds: float) -> None:
+        self._shown = self.telemetry.scheduler
+        self.compute_thread.spend(seconds)
+
+    def _show_later(self) -> None:
+        """What is counted after a step is seen when the step is over."""
+        after, before, self._shown = self.telemetry.scheduler, self._shown, None
+        if before is not None:
+            self.telemetry.scheduler = before
+            self.process.do(partial(setattr, self.telemetry, "scheduler", after))
+
     def _compute_turn(self) -> float | None:
         loop, orders = self.loop, self._compute_end.socket
         if loop is None:
             return None
         ready: Any = (orders,) if orders.inbox else ()  # type: ignore[attr-defined]
         worked = loop.turn(ready)
+        self._show_later()
         if loop.stopping:
             self._end_drained()
             return None

@@ -139,6 +139,8 @@ class HeadLoop:
         if self._channel.socket in ready:
             for order in self._channel.drain():
                 self._obey(order)
+            # a long step may follow, and gateways take back what an idle pipeline does not know
+            self._telemetry.scheduler = self._scheduler.stats()
         if self._done is not None:
             while (parts := self._done.receive()) is not None:
                 self._waiter.arrived()
