@@ -9,6 +9,7 @@ import torch
 from transformers import (
     BloomConfig,
     Gemma3nTextConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3MoeConfig,
@@ -78,10 +79,15 @@ def opened(folder: Path, config: Any, layers: range, runner: str = "auto") -> Sh
         (LlamaConfig(**SMALL), "auto", "fast"),
         (Qwen3MoeConfig(**SMALL), "auto", "packed"),
         (BloomConfig(), "auto", "sequential"),
+        (
+            Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]),
+            "auto",
+            "sequential",
+        ),
         (LlamaConfig(**SMALL), "packed", "packed"),
         (LlamaConfig(**SMALL), "sequential", "sequential"),
     ],
-    ids=["fast", "packed", "sequential", "ask-packed", "ask-sequential"],
+    ids=["fast", "packed", "sequential", "convolutions", "ask-packed", "ask-sequential"],
 )
 def test_the_best_runner_is_chosen_unless_one_is_asked_for(
     config: Any, wanted: str, kind: str

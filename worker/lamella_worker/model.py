@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 RunnerKind = Literal["fast", "packed", "sequential"]
 KINDS: tuple[str, ...] = ("auto", "fast", "packed", "sequential")
+_ATTENTIONS = {"full_attention", "sliding_attention", "chunked_attention"}
 SEED_BLOCK = 16  # tokens per page when the seed's `setup_caches` decides
 
 
@@ -67,7 +68,9 @@ def choose(config: Any, wanted: str = "auto") -> RunnerKind:
                 "wanted runner auto, packed or sequential"
             )
     if wanted == "auto":
-        return "packed" if text_config(config).model_type in PACKED else "sequential"
+        text = text_config(config)
+        others = set(getattr(text, "layer_types", None) or ()) - _ATTENTIONS
+        return "packed" if text.model_type in PACKED and not others else "sequential"
     return cast(RunnerKind, wanted)
 
 
