@@ -84,6 +84,7 @@ def many(first: int, count: int, jobs: int) -> tuple[Outcome, list[Failure]]:
 def _chunk(seeds: range) -> tuple[Outcome, list[Failure]]:
     logging.disable(logging.CRITICAL)
     gc.freeze()  # torch's and the code's own objects are never garbage: not to be gone through
+    gc.set_threshold(20_000, 20, 20)  # most that a world makes lives as long as it does
     total, failures = Outcome(), []
     for seed in seeds:
         try:
