@@ -5,7 +5,7 @@ Knows no socket and takes no decision. They are rare, so their bodies are JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from lamella_contract import names
@@ -54,6 +54,9 @@ class Flow:
     busy: bool = False
 
 
+NO_FLOW = Flow()
+
+
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """How a stage is; ``sequence`` counts its heartbeats, ``last_step`` is -1 before the first.
@@ -70,7 +73,7 @@ class Heartbeat:
     error: str
     last_step: int
     sequence: int
-    flow: Flow = field(default_factory=Flow)
+    flow: Flow = NO_FLOW
 
     def __post_init__(self) -> None:
         _state(self.state)

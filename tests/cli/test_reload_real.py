@@ -6,7 +6,6 @@ pytest -m serve tests/cli/test_reload_real.py      (a minute; a random model is 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from lamella.machine import free_ports
 
 pytestmark = pytest.mark.serve
 
@@ -120,12 +121,6 @@ class Serving:
         return [int(stage["pid"]) for stage in found["stages"]]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
 def serving(start: Callable[..., Any], tmp_path: Path) -> Serving:
     folder, run_base = tmp_path / "tiny", tmp_path / "run"
@@ -137,7 +132,7 @@ def serving(start: Callable[..., Any], tmp_path: Path) -> Serving:
         "pipeline": {"dtype": "float32", "stages": 2},
         "context": {"maxSequences": 8},
     }
-    made = Serving(tmp_path / "tiny.yaml", free_port(), run_base, spec)
+    made = Serving(tmp_path / "tiny.yaml", free_ports(1)[0], run_base, spec)
     made.write()
     made.run = start(
         *(*LAMELLA, "serve", str(made.manifest), "--port", str(made.port), "--device", "cpu"),

@@ -5,7 +5,6 @@ The model's config and headers are real (a tiny one, made here); no tensor is ev
 
 import json
 import signal
-import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from lamella.machine import free_ports
 
 TWINS = Path(__file__).parent / "twins"
 LAYERS, HIDDEN, VOCAB, INNER = 4, 32, 64, 64
@@ -104,9 +105,7 @@ def lamella(
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @pytest.fixture

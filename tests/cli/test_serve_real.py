@@ -23,6 +23,8 @@ import openai
 import psutil
 import pytest
 
+from lamella.machine import free_ports
+
 pytestmark = pytest.mark.serve
 
 ROOT = Path(__file__).parents[2]
@@ -71,12 +73,6 @@ class Server:
         raise AssertionError(f"{path} never gave {status}; {self.run.text}")
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def hub_class() -> Any:
     """The small hub of the checkpoint's tests."""
@@ -100,7 +96,7 @@ def demo() -> Path:
 def server(
     demo: Path, start_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
-    run_base, port = tmp_path_factory.mktemp("run"), free_port()
+    run_base, port = tmp_path_factory.mktemp("run"), free_ports(1)[0]
     words = ("serve", str(demo), "--stages", "2", "--port", str(port), "--served-name", "demo")
     run = start_for_module(*LAMELLA, *words, env={"XDG_RUNTIME_DIR": str(run_base)})
     run.wait_for("demo is ready at", START_S)
@@ -164,7 +160,7 @@ def test_a_truncated_file_ends_the_start_with_its_reason(demo: Path, tmp_path: P
     shutil.copytree(demo, broken)
     weights = broken / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)
-    words = [*LAMELLA, "serve", str(broken), "--port", str(free_port())]
+    words = [*LAMELLA, "serve", str(broken), "--port", str(free_ports(1)[0])]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "model.safetensors" in done.stderr.splitlines()[-1]
@@ -174,7 +170,7 @@ def test_a_truncated_file_ends_the_start_with_its_reason(demo: Path, tmp_path: P
 def test_a_model_on_a_hub_is_served_at_the_commit_it_had(
     start: Callable[..., Any], hub_class: Any, tmp_path: Path
 ) -> None:
-    folder, run_base, port = tmp_path / "tiny", tmp_path / "run", free_port()
+    folder, run_base, port = tmp_path / "tiny", tmp_path / "run", free_ports(1)[0]
     make = [sys.executable, str(ROOT / "benchmarks" / "models.py"), "tiny", str(folder)]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL, timeout=120)
     run_base.mkdir()

@@ -20,6 +20,7 @@ import pytest
 from gateway_lab import Lab
 from gateway_twin import Twin
 
+from lamella.machine import free_ports
 from lamella_contract import names
 from lamella_contract.wire import Cancel, Submit
 
@@ -46,7 +47,7 @@ def start(lab: Lab) -> Iterator[Callable[..., Process]]:
     def run(
         twin: Twin, *arguments: str, port: int = 0, by_file: bool = True, **changes: Any
     ) -> Process:
-        port = port or free_port()
+        port = port or free_ports(1)[0]
         document = lab.config(twin, http_port=port, **changes).to_json()
         command = [sys.executable, "-m", "lamella_gateway", *arguments]
         environment = dict(os.environ)
@@ -67,13 +68,6 @@ def start(lab: Lab) -> Iterator[Callable[..., Process]]:
         popen.wait()
         assert popen.stderr is not None
         popen.stderr.close()
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def healthy(process: Process) -> bool:

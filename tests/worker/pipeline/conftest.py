@@ -9,7 +9,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import psutil
 import pytest
 import zmq
 
+from lamella.machine import free_ports
 from lamella_contract.config import PipelineConfig, StageConfig
 from lamella_contract.wire import (
     NO_INCARNATION,
@@ -57,14 +57,6 @@ def _helper(name: str) -> ModuleType:
 
 
 _proxy = _helper("proxy")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Ring:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lamella.machine import free_ports
 from lamella_contract.config import StageConfig
 
 # The child writes a line when it starts, then does what its behaviour says. Waiting is reading
@@ -150,11 +151,6 @@ def test_strangers_that_end_are_collected_and_disturb_nobody(start: Start) -> No
     assert all(psutil.pid_exists(pid) for pid in children.values())
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def is_live(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=1.0) as answer:
@@ -167,7 +163,7 @@ def is_live(port: int) -> bool:
 def test_livez_says_that_the_parent_runs_whatever_its_children_do(
     start: Start, behaviour: str
 ) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     parent = start(behaviour, 0.3, live_address=f"127.0.0.1:{port}")
     births(parent, 2)
     clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(3)]
@@ -180,7 +176,7 @@ def test_livez_says_that_the_parent_runs_whatever_its_children_do(
 
 
 def test_a_draining_child_has_its_time_and_livez_goes_on(start: Start) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     parent = start("drain", drain_s=60.0, live_address=f"127.0.0.1:{port}")
     children = births(parent, 2)
     parent.send_signal(signal.SIGTERM)
