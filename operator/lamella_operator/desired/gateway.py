@@ -85,11 +85,7 @@ def _pod_spec(making: Making) -> dict[str, Any]:
         # it starts would stay for all of its grace period
         "shareProcessNamespace": True,
         "securityContext": podparts.pod_security(),
-        # after an outage of the API server all nodes look lost for a moment, and a gateway that is
-        # told to go then is still dialled by nodes that have not heard of it
-        "tolerations": podparts.tolerations(
-            spec.tolerations if at_claim else (), {}, podparts.GATEWAY_LOST_NODE_S
-        ),
+        "tolerations": podparts.tolerations(spec.tolerations if at_claim else (), {}),
         "affinity": {
             "podAntiAffinity": {
                 "preferredDuringSchedulingIgnoredDuringExecution": [

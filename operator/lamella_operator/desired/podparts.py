@@ -14,9 +14,12 @@ from lamella_contract.spec import ShardedModelSpec
 from lamella_operator.desired import configs, expand, memory
 from lamella_operator.settings import Settings
 
-LOST_NODE_S = 15
-GATEWAY_LOST_NODE_S = 60
-"""Seconds after which pods of a node that does not report are deleted; 300 without this."""
+LOST_NODE_S = 60
+"""Seconds after which pods of a node that does not report are deleted; 300 without this.
+
+Where the operator may read nodes it acts long before. Not less: after an outage of the API server
+all nodes look lost until they have reported, and with 15 s healthy stages were deleted then.
+"""
 LOST_NODE_KEYS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 Env = list[dict[str, Any]]
@@ -104,23 +107,21 @@ def disruption(spec: ShardedModelSpec) -> dict[str, str]:
     return found
 
 
-def lost_node_tolerations(lost_node_s: int) -> list[dict[str, Any]]:
-    """Pods of a lost node are deleted after ``lost_node_s`` seconds."""
+def lost_node_tolerations() -> list[dict[str, Any]]:
+    """Pods of a lost node are deleted after `LOST_NODE_S` seconds, by others than the operator."""
     return [
         {
             "key": key,
             "operator": "Exists",
             "effect": "NoExecute",
-            "tolerationSeconds": lost_node_s,
+            "tolerationSeconds": LOST_NODE_S,
         }
         for key in LOST_NODE_KEYS
     ]
 
 
 def tolerations(
-    given: Sequence[Mapping[str, Any]],
-    resources: Mapping[str, Any],
-    lost_node_s: int = LOST_NODE_S,
+    given: Sequence[Mapping[str, Any]], resources: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The manifest's, those of the devices asked for (nodes with GPUs are often tainted by the
     GPU's name), and short ones of lost nodes unless the manifest speaks of them."""
@@ -131,8 +132,7 @@ def tolerations(
         for name in memory.devices(resources)
         if name not in spoken and "/" in name
     ]
-    lost = lost_node_tolerations(lost_node_s)
-    return found + [each for each in lost if each["key"] not in spoken]
+    return found + [each for each in lost_node_tolerations() if each["key"] not in spoken]
 
 
 def with_memory(resources: Mapping[str, Any], needed_bytes: int, cpu: str) -> dict[str, Any]:

@@ -53,11 +53,6 @@ def test_a_gateway_that_is_deleted_while_it_starts_ends(make: Callable[..., Any]
     assert pod["shareProcessNamespace"], "it is not process 1, so that SIGTERM ends it at any time"
 
 
-def test_gateways_bear_a_moment_in_which_all_nodes_look_lost(make: Callable[..., Any]) -> None:
-    pod = make(BODY).revision.gateway["spec"]["template"]["spec"]
-    assert {each["tolerationSeconds"] for each in pod["tolerations"]} == {60}
-
-
 def test_gateways_are_the_revisions_but_as_many_as_wanted_now(make: Callable[..., Any]) -> None:
     old = make(BODY).revision
     now = make({**BODY, "gateway": {"replicas": 5}, "drainSeconds": 1}).model

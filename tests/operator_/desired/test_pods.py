@@ -149,21 +149,21 @@ def test_memory_is_asked_for_where_nobody_did(given: dict[str, Any], want: dict[
 
 
 TOLERATION_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], list[str]]] = {
-    "none": ([], {}, ["node.kubernetes.io/not-ready:15", "node.kubernetes.io/unreachable:15"]),
+    "none": ([], {}, ["node.kubernetes.io/not-ready:60", "node.kubernetes.io/unreachable:60"]),
     "a GPU": (
         [],
         GPU,
-        ["nvidia.com/gpu", "node.kubernetes.io/not-ready:15", "node.kubernetes.io/unreachable:15"],
+        ["nvidia.com/gpu", "node.kubernetes.io/not-ready:60", "node.kubernetes.io/unreachable:60"],
     ),
     "a GPU that the manifest tolerates": (
         [{"key": "nvidia.com/gpu", "value": "a", "effect": "NoSchedule"}],
         GPU,
-        ["nvidia.com/gpu", "node.kubernetes.io/not-ready:15", "node.kubernetes.io/unreachable:15"],
+        ["nvidia.com/gpu", "node.kubernetes.io/not-ready:60", "node.kubernetes.io/unreachable:60"],
     ),
     "a lost node that the manifest bears for longer": (
         [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 99}],
         {},
-        ["node.kubernetes.io/unreachable:99", "node.kubernetes.io/not-ready:15"],
+        ["node.kubernetes.io/unreachable:99", "node.kubernetes.io/not-ready:60"],
     ),
 }
 
