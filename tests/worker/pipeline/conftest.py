@@ -67,7 +67,7 @@ class Ring:
         self.folder = folder
         self._pinned = pinned
         ports = free_ports(stages + 2)
-        self.http = ports[2:]
+        self.http = list(ports[2:])
         self._keys = {
             role: zmq.curve_keypair()
             for role in [*(f"stage-{k}" for k in range(stages)), "gateway-0"]
