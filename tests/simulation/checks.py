@@ -128,7 +128,8 @@ def _state(world: World) -> dict[str, Any]:
 def _is_tidy(world: World) -> None:
     """Nothing is live, so nobody keeps anything."""
     kernel = world.kernel
-    _wait(kernel, 5.0, lambda: _is_idle(world))
+    # a step that takes long may have waited for the last request of all, and a probe after it
+    _wait(kernel, 5.0 + LONGEST_TAIL_S, lambda: _is_idle(world))
     for places in world.pipelines:
         head = places[0].run
         assert head is not None
