@@ -71,8 +71,7 @@ class RunningSet:
 
     def release(self, request: LiveRequest) -> None:
         """Take slot and blocks back; the stages learn of it from the next header."""
-        if self._adopts.pop(request.slot, None) is None:  # else they know nothing of it yet
-            self._frees.append(Free(request.slot, request.generation))
+        self._end_tenure(request)
         del self._by_arrival[request.arrival]
         self.blocks.close(_lease(request))
         heapq.heappush(self._free_slots, request.slot)
@@ -80,13 +79,16 @@ class RunningSet:
 
     def renew(self, request: LiveRequest) -> None:
         """Another tenure of the same slot and blocks, with nothing computed."""
-        if self._adopts.pop(request.slot, None) is None:
-            self._frees.append(Free(request.slot, request.generation))
+        self._end_tenure(request)
         self._generations[request.slot] += 1
         request.generation = self._generations[request.slot]
         request.given = max(request.given, request.computed)
         request.computed = 0
         self._adopts[request.slot] = _adopt(request)
+
+    def _end_tenure(self, request: LiveRequest) -> None:
+        if self._adopts.pop(request.slot, None) is None:  # else the stages know nothing of it yet
+            self._frees.append(Free(request.slot, request.generation))
 
     def take_frees(self) -> tuple[Free, ...]:
         frees, self._frees = tuple(self._frees), []
