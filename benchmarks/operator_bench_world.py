@@ -22,6 +22,7 @@ import msgspec
 from benchmarks.operator_bench_api import Api, Page, Thing
 from prometheus_client.parser import text_string_to_metric_families
 
+from lamella.machine import free_ports
 from lamella_contract import names
 from lamella_contract import profile_message as messages
 from lamella_contract.profile import LayerProfile, ModelProfile
@@ -181,7 +182,7 @@ class Operator:
     """The real operator as a process; what it says of itself at /metrics and /proc."""
 
     def __init__(self, folder: Path, kubeconfig: Path, session: aiohttp.ClientSession) -> None:
-        (self._port,) = _processes.free_ports(1)
+        (self._port,) = free_ports(1)
         self._session = session
         self._program = _processes.Program(
             folder / "operator.log",

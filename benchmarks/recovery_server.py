@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from lamella import status, watch
+from lamella.machine import free_ports
 
 START_S = 300.0
 TEXT_KEPT = 4000
@@ -123,7 +124,7 @@ class Server:
 def serving(model: Path, *, stages: int, dtype: str, pin: bool) -> Iterator[Server]:
     """Starts it and waits until it serves; ends it afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
-        port = status_free_port()
+        port = free_ports(1)[0]
         command = [sys.executable, "-m", "lamella", "serve", str(model), "--verbose"]
         command += ["--stages", str(stages), "--dtype", dtype, "--port", str(port)]
         command += ["--served-name", "bench", "--device", "cpu", "--max-model-len", "1024"]
@@ -147,12 +148,3 @@ def serving(model: Path, *, stages: int, dtype: str, pin: bool) -> Iterator[Serv
             reader.join(10)
             assert process.stderr is not None
             process.stderr.close()
-
-
-def status_free_port() -> int:
-    """A port that was free a moment ago."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella import status, watch
+from lamella.machine import free_ports
 
 TOKENS = 128
 START_TIMEOUT_S = 300.0
@@ -88,10 +88,8 @@ class Server:
 @contextlib.contextmanager
 def serving(model: Path, *words: str) -> Iterator[Server]:
     """Starts `lamella serve MODEL WORDS`; ends it afterwards."""
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port, log = free.getsockname()[1], Path(scratch) / "log"
-        free.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        (port,), log = free_ports(1), Path(scratch) / "log"
         command = [sys.executable, "-m", "lamella", "serve", str(model), *words]
         command += ["--port", str(port), "--served-name", "bench", "--device", "cpu"]
         with log.open("wb") as output:

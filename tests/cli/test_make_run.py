@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
+
+from lamella.machine import free_ports
 
 pytestmark = pytest.mark.serve
 
@@ -18,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_make_run_serves_the_demo_model_and_ctrl_c_ends_it() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     run = subprocess.Popen(
         ["make", "run", f"PORT={port}"],
         cwd=ROOT,

@@ -94,7 +94,7 @@ def test_an_autoscaler_goes_1_3_1(make: Any, kube: Any, queue: QueueMetrics, tab
     ("what", "change"),
     [
         ("a change of the manifest", {"podLabels": {"change": "1"}}),
-        ("new keys", {"keyGeneration": 2}),
+        ("a rotation of the keys", {"keyGeneration": 2}),
     ],
     ids=["labels", "keys"],
 )

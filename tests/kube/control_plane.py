@@ -31,7 +31,9 @@ from typing import Any
 
 import httpx
 import yaml
-from kube_processes import LOOPBACK, Program, free_ports, wait_for, write_certificate
+from kube_processes import LOOPBACK, Program, wait_for, write_certificate
+
+from lamella.machine import free_ports
 
 Object = dict[str, Any]
 

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 from kube_control_plane import ControlPlane
 from kube_fake_kubelet import FakeKubelet
-from kube_processes import LOOPBACK, Program, free_ports, wait_for
+from kube_processes import LOOPBACK, Program, wait_for
 
+from lamella.machine import free_ports
 from lamella_contract import names
 from lamella_operator.reconciling.permissions import MODELS, OWN, PERMISSIONS
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,10 +24,6 @@ from cryptography.x509.oid import NameOID
 T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
-# Below the range from which systems take ports for outgoing connections, so that a program that
-# was stopped finds its port free when it starts again.
-PORTS = range(20000, 32000)
-TRIES = 200
 
 # PR_SET_PDEATHSIG (1): the kernel kills the program when the process that started it is gone. Set
 # between fork and exec by a program of its own, for `preexec_fn` is unsafe beside threads.
@@ -109,21 +103,6 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 30
             raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(0.05)
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    """``count`` loopback ports that nobody listens on."""
-    found: list[int] = []
-    for port in random.sample(PORTS, TRIES):
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")
 
 
 def write_certificate(certificate: Path, key: Path) -> None:
