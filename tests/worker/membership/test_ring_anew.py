@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lamella_worker.membership.head_control import new_incarnation
 from lamella_worker.membership.ring import Pause, Refuse, Ring
 
 STAGES = 3
@@ -20,7 +21,12 @@ BEFORE, LONG_BEFORE, OURS = "b" * 32, "a" * 32, "c" * 32
         pytest.param((BEFORE, 7), (BEFORE, 5), True, id="two-of-before-the-older-comes-last"),
         pytest.param((BEFORE, 5), (BEFORE, 7), False, id="two-of-before-the-newer-comes-last"),
         pytest.param((BEFORE, 5), (BEFORE, 5), True, id="nobody-knows-the-present-one-stays"),
-        pytest.param((BEFORE, 5), (LONG_BEFORE, 9), False, id="of-two-stage-0s-the-last-comer"),
+        pytest.param(
+            (BEFORE, 5), (LONG_BEFORE, 9), True, id="of-two-stage-0s-the-older-comes-last"
+        ),
+        pytest.param(
+            (LONG_BEFORE, 9), (BEFORE, 5), False, id="of-two-stage-0s-the-newer-comes-last"
+        ),
     ],
 )
 def test_after_stage_0_was_started_anew_the_older_of_two_pods_is_refused(
@@ -36,6 +42,16 @@ def test_after_stage_0_was_started_anew_the_older_of_two_pods_is_refused(
         else [Pause("stage 1 was replaced and is loading")]
     )
     assert ring.members[1].process == ("a.1" if refused else "b.1")
+
+
+def test_incarnations_are_in_the_order_of_their_beginning() -> None:
+    earlier, later = (
+        new_incarnation(clock_ns=lambda: 10**18),
+        new_incarnation(clock_ns=lambda: 10**18 + 10**6),
+    )
+    assert len(earlier) == len(later) == 16
+    assert earlier.hex() < later.hex() < new_incarnation().hex()
+    assert new_incarnation(clock_ns=lambda: 0) != new_incarnation(clock_ns=lambda: 0)
 
 
 def test_whoever_comes_first_after_stage_0_was_started_anew_has_the_place() -> None:

@@ -320,6 +320,9 @@ def _identity(stage: int, process: str) -> bytes:
     return f"{names.stage_role(stage)}/{process}".encode()
 
 
-def new_incarnation() -> bytes:
-    """A random name for this run of the scheduler, 16 bytes."""
-    return os.urandom(16)
+def new_incarnation(clock_ns: Callable[[], int] = time.time_ns) -> bytes:
+    """A name for this run of the scheduler, 16 bytes: milliseconds since 1970 (6), then random.
+
+    A later run's name is greater, as far as the clocks of two nodes agree.
+    """
+    return (clock_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)

@@ -246,14 +246,14 @@ class Ring:
     def _is_older(self, claimant: Seen, present: Seen) -> bool:
         """Whether a claimant began before the present member, as far as can be told.
 
-        Who has seen nothing is new. Of two that served the same stage 0, the one that saw more of
-        it came later; and one that had seen nothing when it joined here came after them all.
+        Who has seen nothing is new. Of two that served a stage 0 of before, the one that saw more
+        of it, or a later one, came later: names of incarnations are in the order of their
+        beginning. One that had seen nothing when it joined here came after them all.
         """
         incarnation, epoch = claimant
         if epoch == 0 or incarnation == self.incarnation:
             return False
-        there, reached = present
-        return reached == 0 or (there == incarnation and reached >= epoch)
+        return present[1] == 0 or present >= claimant
 
     def _silent(self, now_s: float) -> list[int]:
         return [
