@@ -61,7 +61,7 @@ bench-operator: setup ## A thousand models on a real API server: memory, time to
 	$(BIN)/python -m benchmarks.operator_bench --models $(MODELS)
 
 bench-recovery: setup ## Break a running pipeline at random moments: what is lost, and how long it takes
-	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.recovery --publish
 
 golden: setup ## Write the golden manifests anew; the diff is for reviewers
 	$(BIN)/pytest -q tests/operator_/desired tests/chart --update-golden

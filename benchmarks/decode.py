@@ -9,6 +9,7 @@ random (benchmarks/models.py), prompts have equal lengths, sampling is greedy, t
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -62,7 +63,7 @@ class FileReader:
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
 
-        self._file = safe_open(path, framework="pt")
+        self._file: Any = safe_open(path, framework="pt")
 
     def read(self, names: Any) -> dict[str, Any]:
         return {name: self._file.get_tensor(name) for name in names}
@@ -123,7 +124,8 @@ class Reference:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self.model = model.eval()
 
     def _generate_s(self, prompt: Any, tokens: int) -> float:
         import torch
@@ -199,7 +201,7 @@ def main() -> None:
     os.sched_setaffinity(0, {arguments.cpu})
     import numpy as np
     import torch
-    from models import make_folder
+    from models import make_folder  # type: ignore[import-not-found,unused-ignore]  # beside this
     from transformers import AutoConfig
 
     torch.set_num_threads(1)
@@ -212,8 +214,8 @@ def main() -> None:
         for batch in (int(b) for b in arguments.batches.split(",")):
             prompt = draw.integers(3, config.vocab_size, (batch, PROMPT))
             cases[f"decode, batch {batch}"] = (
-                lambda p=prompt: reference.decode_ms(p),
-                lambda p=prompt: fast.decode_ms(p),
+                functools.partial(reference.decode_ms, prompt),
+                functools.partial(fast.decode_ms, prompt),
             )
         long = draw.integers(3, config.vocab_size, (1, PREFILL))
         cases[f"prefill {PREFILL}"] = (

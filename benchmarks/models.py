@@ -39,6 +39,23 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 12,
         "num_key_value_heads": 4,
     },
+    # 1.03 billion parameters: two stages of 1.0 GB each.
+    "m2048": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+    # 18 million parameters: hundreds of faults in half an hour.
+    "m384": {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 8000,
+    },
     # 0.3 million parameters: starts at once.
     "tiny": {
         "hidden_size": 64,
@@ -70,8 +87,10 @@ def make_config(size: str) -> LlamaConfig:
 def make_tensors(config: LlamaConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     """Every tensor of the checkpoint, bf16."""
     generator = torch.Generator().manual_seed(seed)
-    hidden, head_dim = config.hidden_size, config.head_dim
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    hidden = config.hidden_size
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads or heads
+    head_dim = config.head_dim or hidden // heads
 
     def draw(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator).mul_(0.02).to(torch.bfloat16)
@@ -106,13 +125,15 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # untyped
+    made: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL[0],
         bos_token=SPECIAL[1],
         eos_token=SPECIAL[2],
         chat_template=CHAT_TEMPLATE,
     )
+    return made
 
 
 def make_folder(size: str, folder: Path) -> Path:

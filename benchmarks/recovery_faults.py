@@ -17,7 +17,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.recovery_load import Load
@@ -54,6 +54,7 @@ class Fault:
     all_s: float = 0.0  # until every stream that had begun has a new one, or has ended
     freed_s: float | None = None  # gateway: until its requests were freed
     hit: frozenset[int] = frozenset()  # stages whose process was meant
+    fell: int = 0  # how many stages' processes the last blow ended
     healthy_restarted: int = 0
     live_tokens: int = 0
     failures: list[str] = field(default_factory=list)  # of requests
@@ -75,6 +76,7 @@ def _kill(server: Server, fault: Fault, *stages: int) -> None:
 
 def _hit(fault: Fault, *stages: int) -> None:
     fault.hit |= frozenset(stages)
+    fault.fell = len(stages)
     fault.over_s = time.monotonic()
     fault.at_s = fault.at_s or fault.over_s
 
@@ -139,9 +141,9 @@ KINDS: dict[str, Blow] = {
 }
 
 
-def order_of(count: int, draw: random.Random) -> Iterator[str]:
-    """`count` kinds in random order, all about equally often; a parent's end costs most time."""
-    kinds = list(KINDS)
+def order_of(kinds: Sequence[str], count: int, draw: random.Random) -> Iterator[str]:
+    """`count` of the kinds in random order, all about equally often; a parent's end costs most
+    time."""
     weighted = [k for k in kinds for _ in range(1 if k in ("parent killed",) else 2)]
     left: list[str] = []
     for _ in range(count):
@@ -150,21 +152,18 @@ def order_of(count: int, draw: random.Random) -> Iterator[str]:
         yield left.pop()
 
 
-def strike(server: Server, load: Load, kind: str, draw: random.Random) -> Fault:
-    """Do it, wait until every stream goes on, and measure."""
-    before = server.pids()
-    fault = Fault(kind, 0.0)
+def strike(server: Server, load: Load, fault: Fault, draw: random.Random) -> None:
+    """Do it, wait until every stream goes on, and measure. Stuck when one does not."""
+    kind, before = fault.kind, server.pids()
     fault.live_tokens = live_tokens(load)
     KINDS[kind](server, load, draw, fault)
     marker = LISTENING if kind == "gateway killed" else CONNECTED
-    must_mark = kind_marks(kind)
 
     def first() -> float | None:
-        marks = server.since(fault.over_s, marker)
-        if must_mark and not marks:
+        back_s = back_since(server, fault, marker)
+        if back_s is None:
             return None
-        after_s = marks[-1].at_s if must_mark else fault.over_s
-        return next((at for at in load.pieces_s[-400:] if at > after_s), None)
+        return next((at for at in load.pieces_s[-400:] if at > back_s), None)
 
     server.wait_until(lambda: first() is not None, GOES_ON_S, f"{kind}: nothing goes on")
     first_s = first()
@@ -181,13 +180,26 @@ def strike(server: Server, load: Load, kind: str, draw: random.Random) -> Fault:
     after = server.pids()
     changed = {k for k in range(server.stages) if before[k] != after[k]}
     fault.healthy_restarted = len(changed - fault.hit)
-    return fault
 
 
 def kind_marks(kind: str) -> bool:
     """Whether what was broken says that it is back: a stage 0 that was stopped may need no new
     epoch."""
     return kind != "stopped for 5 s"
+
+
+def back_since(server: Server, fault: Fault, marker: str) -> float | None:
+    """When what the last blow broke said that it is back; None before."""
+    if not kind_marks(fault.kind):
+        return fault.over_s
+    started_s = fault.over_s
+    if fault.fell:
+        started = server.since(fault.over_s, STARTED)
+        if len(started) < fault.fell:
+            return None
+        started_s = started[-1].at_s
+    marks = server.since(started_s, marker)
+    return marks[-1].at_s if marks else None
 
 
 def live_tokens(load: Load) -> int:

@@ -2,26 +2,35 @@
 
 * beats: processor time of all processes while no request is there. Heartbeats, ticks, statuses and
   looks at the clock go on then as they do under load, and nothing else does.
-* other threads: under load, the share of the stages' processor time that was not the compute
-  thread's. It holds beats, sockets, encryption and handing tokens to gateways: an upper bound.
 * journal: the gateway's bookkeeping for one token, timed by itself.
+* the sum of both, at the tokens per second of a load, as a share of the cores that are busy then:
+  what throughput could gain if none of it were there.
+* other threads: under load, the share of the stages' processor time that was not the compute
+  thread's. It holds beats, sockets, encryption and handing tokens to gateways: a bound from above.
+
+    python -m benchmarks.recovery --overhead [--model m768] [--streams 16]
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import psutil
-from benchmarks.recovery_server import Server
+from benchmarks.recovery_load import Answer, Card, Load
+from benchmarks.recovery_server import Server, make_model, serving
 
 from lamella_contract.wire import Sampling, TokenEvent
 from lamella_gateway.journal import Journal
 
-IDLE_S = 3.0
+IDLE_S = 15.0
+LOAD_S = 45.0
 JOURNAL_TOKENS = 20_000
+WANTED_SHARE = 0.02
 
 
 @dataclass(slots=True)
@@ -34,27 +43,58 @@ class Overhead:
     busy_share: float = 0.0  # cores that all processes used under load
     tokens_per_s: float = 0.0
 
+    @property
+    def beats_share(self) -> float:
+        """Of one core: all processes, idle."""
+        return sum(self.idle_share.values())
+
+    @property
+    def share(self) -> float:
+        """Of the cores that are busy under load: beats and journal."""
+        spent = self.beats_share + self.journal_us * 1e-6 * self.tokens_per_s
+        return spent / max(self.busy_share, 1e-9)
+
     def text(self) -> str:
         idle = ", ".join(f"{name} {share:.2%}" for name, share in self.idle_share.items())
-        beats = sum(self.idle_share.values())
-        tokens_share = self.journal_us * 1e-6 * self.tokens_per_s
+        per_token_us = self.share * self.busy_share / max(self.tokens_per_s, 1e-9) * 1e6
         return (
-            f"idle, of one core: {idle}; together {beats:.2%} of the {self.busy_share:.2f} cores "
-            f"that are busy under load, or {beats / max(self.busy_share, 1e-9):.2%}\n"
-            f"journal: {self.journal_us:.1f} us per token, at {self.tokens_per_s:.0f} tokens/s "
-            f"{tokens_share:.2%} of one core\n"
+            f"machinery: {self.share:.2%} of the {self.busy_share:.2f} cores that are busy at "
+            f"{self.tokens_per_s:.0f} tokens/s, {per_token_us:.0f} us per token\n"
+            f"  idle, of one core: {idle}; together {self.beats_share:.2%}\n"
+            f"  journal: {self.journal_us:.1f} us per token\n"
             f"stages' threads other than the compute thread, under load: {self.others_share:.1%}"
         )
 
 
 def _threads(pid: int) -> dict[int, float]:
-    """Processor seconds of each thread."""
-    return {t.id: t.user_time + t.system_time for t in psutil.Process(pid).threads()}
+    """Processor seconds of each thread that lives, to the nanosecond."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
 
 
 def _spent(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    return sum(_threads(pid).values())
+
+
+def overhead(options: Namespace, deck: list[Card]) -> int:
+    """Prints what it costs under a load of `options.streams`; 1 when more than WANTED_SHARE."""
+    ended: list[Answer] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_model(options.model, options.folder or Path(scratch) / "model")
+        with serving(model, stages=options.stages, dtype=options.dtype, pin=options.pin) as server:
+            load = Load(server.port, deck, streams=options.streams, on_answer=ended.append)
+            with measure(server) as found:
+                load.start()
+                time.sleep(LOAD_S)
+            load.stop()
+    print(f"{options.model}, {options.dtype}, {options.stages} stages, {options.streams} streams")
+    print(found.text())
+    failures = [answer.error for answer in ended if answer.error]
+    print(*failures, sep="\n", end="")
+    return int(found.share > WANTED_SHARE or bool(failures))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
+import shutil
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -76,6 +78,11 @@ COLUMNS = [
 ]
 
 
+def injected(run: Any) -> int:
+    """How many faults there were."""
+    return sum(fault.kind in KINDS for fault in run.faults)
+
+
 def table(run: Any, options: argparse.Namespace) -> str:
     """Markdown, with what it takes to measure it again."""
     faults = [fault for fault in run.faults if fault.kind in KINDS]
@@ -96,7 +103,7 @@ def table(run: Any, options: argparse.Namespace) -> str:
             *([f"gateway killed: {cut} connections lost, requests freed after "
                f"{median(freed)} s"] if freed else []),
             *([run.overhead.text()] if run.overhead else []),
-            *(f"FAILED {text}" for text in failures[:20]),
+            *(f"FAILED {text.splitlines()[0]}" for text in failures[:20]),
         ]
     )  # fmt: skip
 
@@ -110,6 +117,19 @@ def verdict(run: Any) -> int:
         for f in run.faults
     )  # fmt: skip
     return int(bad)
+
+
+TABLE = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def publish(results: Path, docs: Path) -> None:
+    """Put the table and the plot where the page about recovery shows them."""
+    page = docs / "recovery.md"
+    table = (results / "table.md").read_text(encoding="utf-8")
+    text = TABLE.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", page.read_text("utf-8"))
+    page.write_text(text, encoding="utf-8")
+    if (results / "recovery.png").exists():
+        shutil.copyfile(results / "recovery.png", docs / "recovery.png")
 
 
 def as_json(fault: Fault) -> dict[str, Any]:

@@ -22,8 +22,13 @@ import psutil
 from lamella import status, watch
 from lamella.machine import free_ports
 
-START_S = 300.0
+START_S = 120.0
+END_S = 30.0
 TEXT_KEPT = 4000
+
+
+class Stuck(Exception):
+    """Something that must come did not come; with the end of the server's log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +71,13 @@ class Server:
         return answer is not None and answer[0] == 200
 
     def wait_until(self, condition: Any, timeout_s: float, what: str) -> float:
-        """Seconds until the condition holds; SystemExit with the log's end when it never does."""
+        """Seconds until the condition holds; Stuck when it never does."""
         began_s = time.monotonic()
         while not condition():
             if self.process.poll() is not None:
-                raise SystemExit(f"lamella serve ended:\n{self.log()}")
+                raise Stuck(f"lamella serve ended:\n{self.log()}")
             if time.monotonic() - began_s > timeout_s:
-                raise SystemExit(f"{what} after {timeout_s:g} s:\n{self.log()}")
+                raise Stuck(f"{what} after {timeout_s:g} s:\n{self.log()}")
             time.sleep(0.01)
         return time.monotonic() - began_s
 
@@ -91,7 +96,7 @@ class Server:
         """The process that forks the stages."""
         parents = {psutil.Process(pid).ppid() for pid in self.pids() if pid}
         if len(parents) != 1:
-            raise SystemExit(f"the stages' parent cannot be told from {parents}")
+            raise Stuck(f"the stages' parent cannot be told from {parents}")
         return parents.pop()
 
     def gateway_pid(self) -> int:
@@ -101,7 +106,7 @@ class Server:
                 words = " ".join(child.cmdline())
                 if "lamella_gateway" in words or "gateway" in words.split(":")[-1]:
                     return child.pid
-        raise SystemExit("no gateway runs")
+        raise Stuck("no gateway runs")
 
     def everyone(self) -> dict[str, int]:
         """Every process by what it is."""
@@ -118,6 +123,15 @@ class Server:
         """Lines after `at_s` that hold one of the words."""
         lines = list(self.lines)
         return [line for line in lines if line.at_s >= at_s and any(w in line.text for w in words)]
+
+
+def make_model(size: str, folder: Path) -> Path:
+    """The folder of a random model, made unless it is there."""
+    # A process of its own: this one must stay small, it shares the cores with what it measures.
+    models = str(Path(__file__).parent / "models.py")
+    words = [sys.executable, models, size, str(folder)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 @contextlib.contextmanager
@@ -143,8 +157,17 @@ def serving(model: Path, *, stages: int, dtype: str, pin: bool) -> Iterator[Serv
             server.wait_ready()
             yield server
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            _end(process)
             reader.join(10)
             assert process.stderr is not None
             process.stderr.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Asked to end it has END_S; killed, its janitor ends what it started."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -21,7 +21,7 @@ import psutil
 from benchmarks import recovery_report
 from benchmarks.recovery_faults import KINDS, Fault, strike
 from benchmarks.recovery_load import Answer, Load
-from benchmarks.recovery_server import Server, serving
+from benchmarks.recovery_server import Server, Stuck, serving
 
 SAMPLE_S = 2.0
 FAULT_EVERY_S = (5.0, 20.0)
@@ -83,7 +83,7 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(SAMPLE_S):
-            with contextlib.suppress(SystemExit, psutil.Error):
+            with contextlib.suppress(Stuck, psutil.Error):
                 self._look()
 
     def _look(self) -> None:
@@ -123,10 +123,10 @@ def judge(series: list[Series]) -> tuple[list[str], list[str]]:
         lives = [one for one in series if one.name == name and len(one.points) >= 2]
         if len(lives) < 2:
             continue
-        fds = [max(point[2] for point in one.points) for one in lives]
-        text = f"{name:<10} {len(lives)} processes, descriptors at most {fds[0]} -> {fds[-1]}"
+        most = [max(point[2] for point in one.points) for one in lives]
+        text = f"{name:<10} {len(lives)} processes, descriptors at most {most[0]} -> {most[-1]}"
         lines.append(text)
-        if fds[-1] > fds[0] + GROWTH_FDS:
+        if most[-1] > most[0] + GROWTH_FDS:
             bad.append(text)
     return lines, bad
 
@@ -146,7 +146,8 @@ def soak(run: Any, model: Path, options: argparse.Namespace) -> int:
         while (left_s := over_s - time.monotonic()) > 0:
             time.sleep(min(left_s, draw.uniform(*FAULT_EVERY_S)))
             if time.monotonic() < over_s:
-                faults.append(strike(server, load, draw.choice(list(KINDS)), draw))
+                faults.append(Fault(draw.choice(list(KINDS)), 0.0))
+                strike(server, load, faults[-1], draw)
                 print(f"  {len(faults):>4} {recovery_report.line(faults[-1])}", flush=True)
         load.stop()
         run.faults = faults

@@ -21,8 +21,7 @@ MUST_BE_NOTHING = ("failures", "differing", "lost", "doubled", "healthy_restarte
 
 @pytest.mark.timeout(900)
 def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    found = tmp_path / "faults.json"
-    words = ["--model", "tiny", "--faults", str(FAULTS), "--json", str(found)]
+    words = ["--model", "tiny", "--faults", str(FAULTS), "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.recovery", *words],
         cwd=ROOT,
@@ -32,7 +31,7 @@ def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    faults = [fault for fault in json.loads(found.read_text()) if fault["kind"] != "none"]
+    faults = [fault for fault in json.loads((tmp_path / "faults.json").read_text()) if fault["kind"] != "none"]
     assert len(faults) == FAULTS
     assert [[fault[name] for name in MUST_BE_NOTHING] for fault in faults] == [
         [[], 0, 0, 0, 0]
