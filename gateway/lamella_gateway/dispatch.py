@@ -168,12 +168,15 @@ class Dispatcher:
         ticket.finish = news.finish
         ticket.wake(now_s)
 
-    def _lost(self, replica: str, why: str) -> None:
+    def _lost(self, replica: str, why: str, planned: bool = False) -> None:
         now_s = self._loop.time()
         ended = self._journal.lost(replica)
         self._balancer.forget(replica)
-        waiting = len(self._journal.pending())
-        _log.warning("a replica was lost", extra={"replica": replica, "why": why, "live": waiting})
+        facts = {"replica": replica, "why": why, "live": len(self._journal.pending())}
+        if planned:
+            _log.info("a replica has ended as it had said", extra=facts)
+        else:
+            _log.warning("a replica was lost", extra=facts)
         for news in ended:
             self._deliver(news, now_s)
         self._dispatch_pending(now_s)

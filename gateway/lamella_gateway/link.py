@@ -62,7 +62,9 @@ class LinkNews:
     """What a link tells the dispatcher; each is called on the event loop."""
 
     events: Callable[[str, Events], None]
-    lost: Callable[[str, str], None]  # replica and why: what was submitted there is gone
+    lost: Callable[[str, str, bool], None]
+    """Replica, why, and whether it had said so: what was submitted there is gone."""
+
     status: Callable[[str], None]  # a status came, or the link came or went
     gone: Callable[[str], None]  # the link was dropped
 
@@ -85,6 +87,7 @@ class Link:
         self.connected = False
         self.status: PipelineStatus | None = None
         self.is_other = False  # stage 0 is there, of another model or another revision of it
+        self.is_ending = False  # it said last that it drains: its end is no loss
         self.frames_refused = 0
         self._status_s = float("-inf")
         self._problem = ""
@@ -190,7 +193,7 @@ class Link:
         if self.connected:
             self.connected = self.is_other = False
             self.status = None
-            self._news.lost(self.address, why)
+            self._news.lost(self.address, why, self.is_ending)
 
     def _schedule_read(self) -> None:
         if not self._read_soon:
@@ -229,6 +232,7 @@ class Link:
         elif isinstance(message, PipelineStatus):
             self._problem = ""
             self.status = message
+            self.is_ending = message.reason.startswith(DRAINING)
             self._status_s = self._loop.time()
             self._news.status(self.address)
 
@@ -248,7 +252,7 @@ class Link:
             self._epoch = envelope.epoch
             if old != NO_INCARNATION:
                 self.status = None
-                self._news.lost(self.address, "stage 0 was started anew")
+                self._news.lost(self.address, "stage 0 was started anew", self.is_ending)
         self._epoch = max(self._epoch, envelope.epoch)
 
     def _refused(self, problem: str) -> None:

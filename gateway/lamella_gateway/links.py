@@ -48,7 +48,7 @@ class Links:
         link = self._links.pop(address)
         self._metrics.ready.remove(address)
         link.close()
-        self._news.lost(address, "its address is gone")
+        self._news.lost(address, "its address is gone", link.is_ending)
         self._news.gone(address)
 
     def prefer(self, addresses: tuple[str, ...]) -> None:

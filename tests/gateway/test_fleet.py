@@ -182,17 +182,41 @@ def test_what_is_live_when_a_draining_pipeline_goes_moves_at_once(
     assert [submit.attempt for submit in two.of(Submit)] == [2]
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("draining", "a replica has ended as it had said"), ("", "a replica was lost")],
+    ids=["planned", "lost"],
+)
+def test_a_planned_end_is_no_loss(
+    lab: Lab,
+    eventually: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
+    told: str,
+) -> None:
+    caplog.set_level("INFO", logger="lamella_gateway")
+    twin = lab.twin(HELLO)
+    served = lab.serve(twin)
+    twin.set(ready=not reason, reason=reason)
+    eventually(lambda: pipelines(served)[twin.address]["reason"] == reason)
+    twin.die()
+    ends = "a replica has ended as it had said", "a replica was lost"
+    eventually(lambda: [r for r in caplog.records if r.getMessage() in ends])
+    assert {r.getMessage() for r in caplog.records if r.getMessage() in ends} == {told}
+
+
 def test_a_pipeline_of_no_use_loses_its_requests_to_one_that_serves(
     lab: Lab, all_ready: Callable[[Served, int], None]
 ) -> None:
-    one, two = lab.twin(LONG), lab.twin(LONG)
+    text = " ".join([LONG] * 4)  # not done before both have begun
+    one, two = lab.twin(text), lab.twin(text)
     served = lab.serve(one, two)
     all_ready(served, 2)
     askings = [Asking(served), Asking(served)]
     assert all(asking.begun.wait(10) for asking in askings)
     one.wait(lambda: one.of(Submit))
     one.set(ready=False, reason="stage 1 is lost", paused=True)
-    assert [asking.whole() for asking in askings] == [LONG] * 2
+    assert [asking.whole() for asking in askings] == [text] * 2
     one.wait(lambda: one.of(Cancel))
     first, second, *_ = sorted(submit.attempt for submit in two.of(Submit))
     assert (first, second) == (1, 2)
