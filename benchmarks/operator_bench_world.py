@@ -65,6 +65,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+sys.path.append(str(ROOT / "tests" / "common"))  # as tests/conftest.py does
 _processes = _load("processes")
 _planes = _load("control_plane")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+sys.path.append(str(Path(__file__).parent / "common"))  # for every test to import
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-
+from certificates import self_signed
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from e2e_kube import Kube, Object, wait_for
 from e2e_release import WORKER
 
@@ -29,7 +25,8 @@ class TlsPod:
 
     def __init__(self, kube: Kube, namespace: str, name: str, script: str) -> None:
         self.kube, self.namespace, self.name = kube, namespace, name
-        self.certificate, self._key = _certificate(name, f"{name}.{namespace}.svc")
+        pem, key = self_signed(name, [x509.DNSName(f"{name}.{namespace}.svc")])
+        self.certificate, self._key = pem.decode(), key.decode()
         self._script = SERVE + script
 
     def start(self) -> None:
@@ -76,28 +73,3 @@ class TlsPod:
                 },
             },
         ]
-
-
-def _certificate(subject: str, host: str) -> tuple[str, str]:
-    """A certificate that signs itself, and its key, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return made.public_bytes(serialization.Encoding.PEM).decode(), pem.decode()

@@ -5,7 +5,6 @@ Knows no Kubernetes.
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 import os
 import signal
@@ -16,10 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from certificates import self_signed
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 T = TypeVar("T")
 
@@ -107,40 +104,7 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 30
 
 def write_certificate(certificate: Path, key: Path) -> None:
     """A certificate for 127.0.0.1 that is its own authority, and its key; both PEM."""
-    secret = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-    now = dt.datetime.now(dt.UTC)
     address = x509.IPAddress(ipaddress.ip_address(LOOPBACK))
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(secret.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(secret.public_key()), False)
-        .sign(secret, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        secret.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-    )
+    pem, secret = self_signed("tests", [address])
+    certificate.write_bytes(pem)
+    key.write_bytes(secret)

@@ -4,30 +4,16 @@
 that stand for the rest.
 """
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from beside import load
 
 HERE = Path(__file__).parent
 
 
-def load(name: str) -> ModuleType:
-    """A helper beside this file (the tests are no package)."""
-    full = f"lamella_law_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
-tiny, law = load("tiny"), load("law")
+tiny, law = load(HERE / "tiny.py"), load(HERE / "law.py")
 
 # A dense one, one with windows and soft-caps, dynamic NTK, long-rope, experts, latent attention,
 # linear attention, shared keys and values with per-layer inputs, and learned positions.

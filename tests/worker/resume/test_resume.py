@@ -8,17 +8,15 @@ by length, and more than there is room for, so that some give way.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from beside import load
 
 from lamella_checkpoint.cuts import num_layers, text_config
 from lamella_contract.wire import Sampling
@@ -31,18 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-
-def load(path: Path) -> ModuleType:
-    """A helper beside this file, or another's (the tests are no package)."""
-    full = f"lamella_resume_{path.stem}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
 
 
 line = load(HERE / "line.py")

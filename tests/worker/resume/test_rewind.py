@@ -6,14 +6,12 @@ blocks: that is what a new epoch does. `pytest -m families` asks every family an
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from beside import load
 
 from lamella_contract.errors import EngineError
 from lamella_worker.batch import Segment, StepBatch
@@ -31,19 +29,7 @@ pytestmark = [
 ]
 
 
-def load(name: str) -> ModuleType:
-    """A helper of the families' tests (they are no package)."""
-    full = f"lamella_law_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, FAMILIES / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
-tiny, law = load("tiny"), load("law")
+tiny, law = load(FAMILIES / "tiny.py"), load(FAMILIES / "law.py")
 
 
 def step(runner: Any, ids: torch.Tensor, start: int, end: int) -> torch.Tensor:
