@@ -8,12 +8,11 @@ throughput, output tokens of all requests over the wall time of the level.
 import asyncio
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import httpx
-
 from lamella import client
+from lamella.bench_client import Address, Sample, Tape, read, record
 from lamella.errors import EndpointError
 
 # fmt: off
@@ -34,17 +33,6 @@ class Load:
     requests: int
     input_tokens: int
     output_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request: seconds from its start to each piece of text, tokens in and out, and what went
-    wrong."""
-
-    piece_times_s: tuple[float, ...] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,82 +105,115 @@ def summarize(load: Load, samples: list[Sample], wall_s: float) -> Level:
     )
 
 
-def prompt(tokens: int, seed: int) -> str:
-    """About `tokens` tokens of common words, different for each seed so that no prefix cache
+def prompt(characters: int, seed: int) -> str:
+    """Common words, cut to so many characters; different for each seed so that no prefix cache
     helps."""
     choose = random.Random(seed)
-    return " ".join(choose.choice(_WORDS) for _ in range(tokens))
+    text = choose.choice(_WORDS)
+    while len(text) < characters:
+        text += " " + choose.choice(_WORDS)
+    return text[: max(characters, 1)]
 
 
-async def request(
-    http: httpx.AsyncClient, url: str, model: str, load: Load, seed: int, *, ignore_eos: bool = True
-) -> Sample:
-    """Sends one streamed completion and times its pieces; errors land in the sample."""
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": prompt(load.input_tokens, seed),
-        "max_tokens": load.output_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if ignore_eos:
-        body["ignore_eos"] = True
-    start_s = time.perf_counter()
-    times: list[float] = []
-    prompt_tokens = completion_tokens = 0
-    try:
-        async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-                return Sample(error=client.error_text(response.status_code, response.text))
-            async for piece in client.async_pieces(response.aiter_lines()):
-                if piece.text:
-                    times.append(time.perf_counter() - start_s)
-                prompt_tokens = piece.prompt_tokens or prompt_tokens
-                completion_tokens = piece.completion_tokens or completion_tokens
-    except (httpx.HTTPError, EndpointError) as error:
-        return Sample(error=str(error) or type(error).__name__)
-    if not times:
-        return Sample(error="the stream held no text")
-    return Sample(tuple(times), prompt_tokens, completion_tokens or len(times))
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How this endpoint wants to be asked, as found out before the clock starts."""
+
+    address: Address
+    model: str
+    chat: bool = False
+    ignore_eos: bool = True
+    usage: bool = True
+    characters_per_token: float = 4.0
+
+    def body(self, load: Load, seed: int) -> dict[str, Any]:
+        """A streamed, greedy request of so many tokens."""
+        text = prompt(round(load.input_tokens * self.characters_per_token), seed)
+        asked = {"messages": [{"role": "user", "content": text}]} if self.chat else {"prompt": text}
+        return {
+            "model": self.model,
+            **asked,
+            "max_tokens": load.output_tokens,
+            "temperature": 0,
+            "stream": True,
+            **({"stream_options": {"include_usage": True}} if self.usage else {}),
+            **({"ignore_eos": True} if self.ignore_eos else {}),
+        }
+
+    async def record(self, load: Load, seed: int, tape: Tape) -> Tape:
+        """One request; what comes is written onto the tape and read later."""
+        path = "/v1/chat/completions" if self.chat else "/v1/completions"
+        await record(self.address, path, self.body(load, seed), tape)
+        return tape
 
 
-async def run_level(http: httpx.AsyncClient, url: str, model: str, load: Load, seed: int) -> Level:
+async def find_out(asking: Asking, load: Load, seed: int) -> Asking:
+    """Tries until one request is answered: servers differ in what they know beyond the API.
+
+    Raises EndpointError with what the endpoint said to the plainest request.
+    """
+    warm_up = replace(load, output_tokens=2)
+    sample = Sample()
+    for usage, ignore_eos in ((True, True), (True, False), (False, False)):
+        tried = replace(asking, usage=usage, ignore_eos=ignore_eos)
+        sample = read(await tried.record(warm_up, seed, Tape()))
+        if not sample.error:
+            return await _sized(tried, warm_up, sample, seed)
+    raise EndpointError(sample.error)
+
+
+async def _sized(asking: Asking, load: Load, sample: Sample, seed: int) -> Asking:
+    """With prompts of as many tokens as asked: tokenizers differ, and the usage tells."""
+    if not sample.prompt_tokens:
+        return asking
+    longer = replace(load, input_tokens=2 * load.input_tokens)
+    twice = read(await asking.record(longer, seed, Tape()))
+    more = twice.prompt_tokens - sample.prompt_tokens  # what a template adds falls out
+    if twice.error or more <= 0:
+        return asking
+    per_token = load.input_tokens * asking.characters_per_token / more
+    fixed = max(2 * sample.prompt_tokens - twice.prompt_tokens, 0)
+    wanted = max(load.input_tokens - fixed, 1)
+    return replace(asking, characters_per_token=per_token * wanted / load.input_tokens)
+
+
+async def run_level(asking: Asking, load: Load, seed: int) -> Level:
     """One level: `load.concurrency` clients share `load.requests` requests."""
-    # Other servers may not know the extension; one request finds out before the clock starts.
-    warm_up = Load(1, 1, load.input_tokens, 2)
-    ignore_eos = not (await request(http, url, model, warm_up, seed - 1)).error
     queue = iter(range(load.requests))
-    samples: list[Sample] = []
+    tapes: list[Tape] = []
 
     async def work() -> None:
         for index in queue:
-            samples.append(
-                await request(http, url, model, load, seed + index, ignore_eos=ignore_eos)
-            )
+            tapes.append(await asking.record(load, seed + index, Tape()))
 
     start_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(load.concurrency):
             group.create_task(work())
-    return summarize(load, samples, time.perf_counter() - start_s)
+    wall_s = time.perf_counter() - start_s
+    return summarize(load, [read(tape) for tape in tapes], wall_s)
 
 
-async def run(url: str, api_key: str, loads: list[Load], seed: int = 1) -> tuple[str, list[Level]]:
-    """All levels, one after the other: the model's name and the figures. Raises EndpointError."""
+def first_model(url: str, api_key: str) -> str:
+    """The first model that the endpoint lists. Raises EndpointError."""
+    import httpx
+
     with httpx.Client(timeout=client.timeout(), headers=client.headers(api_key)) as http:
-        model = client.model_name(http, url)
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(
-        timeout=client.timeout(), headers=client.headers(api_key), limits=limits
-    ) as http_async:
-        levels = []
-        for index, load in enumerate(loads):
-            levels.append(
-                await run_level(http_async, url, model, load, seed + 10_000 * (index + 1))
-            )
-        return model, levels
+        return client.model_name(http, url)
+
+
+async def run(
+    url: str, api_key: str, loads: list[Load], *, chat: bool = False, seed: int = 1
+) -> tuple[str, list[Level]]:
+    """All levels, one after the other: the model's name and the figures. Raises EndpointError."""
+    model = first_model(url, api_key)
+    asking = Asking(Address.of(url, api_key), model, chat)
+    levels = []
+    for index, load in enumerate(loads):
+        first_seed = seed + 10_000 * (index + 1)
+        found = await find_out(asking, load, first_seed - 1)
+        levels.append(await run_level(found, load, first_seed))
+    return model, levels
 
 
 COLUMNS = (

@@ -110,7 +110,8 @@ def parse_line(line: str) -> Piece | None:
     except ValueError as error:
         raise EndpointError(f"stream: got {data[:80]!r}, want JSON") from error
     if "error" in event:
-        raise EndpointError(str(event["error"].get("message", event["error"])))
+        said = event["error"]
+        raise EndpointError(str(said.get("message", said) if isinstance(said, dict) else said))
     usage: Mapping[str, Any] = event.get("usage") or {}
     choices = event.get("choices") or [{}]
     text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella import bench, chat, client
+from lamella import bench, bench_client, chat, client
 from lamella.errors import EndpointError
 
 LOAD = bench.Load(concurrency=2, requests=2, input_tokens=8, output_tokens=3)
@@ -57,9 +57,9 @@ def test_errors_in_a_stream(line: str) -> None:
 
 def test_the_figures_of_a_level() -> None:
     samples = [
-        bench.Sample((0.1, 0.2, 0.3), 8, 3),
-        bench.Sample((0.3, 0.5, 0.7), 8, 3),
-        bench.Sample(error="HTTP 429: busy"),
+        bench_client.Sample((0.1, 0.2, 0.3), 8, 3),
+        bench_client.Sample((0.3, 0.5, 0.7), 8, 3),
+        bench_client.Sample(error="HTTP 429: busy"),
     ]
     level = bench.summarize(LOAD, samples, wall_s=2.0)
     assert (level.requests, level.failures, level.first_error) == (3, 1, "HTTP 429: busy")
