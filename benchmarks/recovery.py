@@ -152,6 +152,7 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed load, and flat memory")
     parser.add_argument("--fast-return", action="store_true", help="slices of 1 GB, their parts")
+    parser.add_argument("--overhead", action="store_true", help="what it costs when all is well")
     parser.add_argument(
         "--out", type=Path, default=Path("build/recovery"), help="folder of results"
     )
