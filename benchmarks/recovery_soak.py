@@ -142,24 +142,35 @@ def soak(run: Any, model: Path, options: argparse.Namespace) -> int:
         watcher.start()
         load = Load(server.port, run.deck, streams=options.streams, on_answer=ended.append)
         load.start()
-        over_s = time.monotonic() + 60 * options.soak
-        while (left_s := over_s - time.monotonic()) > 0:
-            time.sleep(min(left_s, draw.uniform(*FAULT_EVERY_S)))
-            if time.monotonic() < over_s:
-                faults.append(Fault(draw.choice(list(KINDS)), 0.0))
-                strike(server, load, faults[-1], draw)
-                print(f"  {len(faults):>4} {recovery_report.line(faults[-1])}", flush=True)
-        load.stop()
+        left: list[str] = []
+        try:
+            _break_until(time.monotonic() + 60 * options.soak, server, load, draw, faults)
+            load.stop()
+            left = leftovers(server)
+        except (Stuck, psutil.Error) as reason:
+            left.append(str(reason))
+        load.abandon()
+        watcher.stop()
         run.faults = faults
         for answer in sorted(ended, key=lambda answer: answer.ended_s):
             run.judge(answer)
-        left = leftovers(server)
-        watcher.stop()
     print("\n" + recovery_report.table(run, options))
     lines, bad = judge(watcher.series)
     bad += left
     print("\n".join(lines), *(f"VIOLATED {text}" for text in bad), sep="\n")
     return int(bool(bad) or bool(recovery_report.verdict(run)))
+
+
+def _break_until(
+    over_s: float, server: Server, load: Load, draw: random.Random, faults: list[Fault]
+) -> None:
+    """A fault now and then, each added to `faults`; Stuck when something does not go on."""
+    while (left_s := over_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, draw.uniform(*FAULT_EVERY_S)))
+        if time.monotonic() < over_s:
+            faults.append(Fault(draw.choice(list(KINDS)), 0.0))
+            strike(server, load, faults[-1], draw)
+            print(f"  {len(faults):>4} {recovery_report.line(faults[-1])}", flush=True)
 
 
 def leftovers(server: Server) -> list[str]:
