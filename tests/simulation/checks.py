@@ -88,12 +88,19 @@ def _serves_again(world: World, faults: Faults) -> None:
     _wait(kernel, SETTLE_S + LONGEST_TAIL_S, lambda: _is_whole(world))
     assert _is_whole(world), f"it does not come back: {_state(world)}"
     last = [faults.submit(g, 13 + n) for n, g in enumerate(world.gateways)]
-    _wait(kernel, SERVE_AGAIN_S, lambda: all(record.end for record in last))
+    patience_s = SERVE_AGAIN_S + _slow_steps_to_come_s(world)
+    _wait(kernel, patience_s, lambda: all(record.end for record in last))
     for record in last:
         if "no memory" not in record.error:
             assert record.end in ("stop", "length"), (
                 f"{record.end!r} {record.error}, {_state(world)}"
             )
+
+
+def _slow_steps_to_come_s(world: World) -> float:
+    """How long steps will take that nobody has asked for yet."""
+    engines = [place.run.engine for place in world.places if place.run is not None]
+    return sum(sum(engine.slow_s) for engine in engines if engine is not None)
 
 
 def _is_whole(world: World) -> bool:

@@ -7,7 +7,6 @@ Put together as `process.run` does it. Subclasses (mutants) replace one part by 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import zmq
@@ -24,7 +23,7 @@ from lamella_worker.membership.orders import Loaded
 from lamella_worker.process.pulse import BUSY_FACTOR
 from lamella_worker.process.telemetry import Telemetry
 from lamella_worker.sampling import Sampler
-from lamella_worker.scheduling.limits import SchedulerLimits, SchedulerStats
+from lamella_worker.scheduling.limits import SchedulerLimits
 from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.scheduling.slots import SlotTable
 from lamella_worker.stage import POLL_S, StageLoop, StepRunner
@@ -152,6 +151,27 @@ def check_epoch(came: Sequence[memoryview], out: OutLink | None) -> None:
     )
 
 
+COUNTS = (
+    "scheduler",
+    "oldest_step_sent_s",
+    "predicted_step_s",
+    "frames_taken",
+    "frames_sent",
+    "largest_frame",
+    "computing",
+)
+"""What the compute thread alone writes and the control thread tells others."""
+
+
+def counts_of(telemetry: Telemetry) -> tuple[Any, ...]:
+    return tuple(getattr(telemetry, name) for name in COUNTS)
+
+
+def set_counts(telemetry: Telemetry, counts: tuple[Any, ...]) -> None:
+    for name, value in zip(COUNTS, counts, strict=True):
+        setattr(telemetry, name, value)
+
+
 class StageProcess:
     """`ended` is called when it ends by itself, with why: "drained" or "replaced"."""
 
@@ -194,7 +214,8 @@ class StageProcess:
         self.slots: SlotTable | None = None
         self.scheduler: Scheduler | None = None
         self.out: OutLink | None = None
-        self._shown: SchedulerStats | None = None  # while a step is computed
+        self._own = self._seen = counts_of(self.telemetry)
+        self._in_turn = False
         self.control_thread = Thread(self.process, self._control_turn)
         self.compute_thread = Thread(self.process, self._compute_turn)
         self.network.control = self.control_thread
@@ -324,23 +345,32 @@ class StageProcess:
         )
 
     def _spend(self, seconds: float) -> None:
-        self._shown = self.telemetry.scheduler
+        self._show()
         self.compute_thread.spend(seconds)
 
-    def _show_later(self) -> None:
-        """What is counted after a step is seen when the step is over."""
-        after, before, self._shown = self.telemetry.scheduler, self._shown, None
-        if before is not None:
-            self.telemetry.scheduler = before
-            self.process.do(partial(setattr, self.telemetry, "scheduler", after))
+    def _show(self) -> None:
+        """What the compute thread has counted up to here others see when the world is so far."""
+        counts = counts_of(self.telemetry)
+
+        def see() -> None:
+            self._seen = counts
+            if not self._in_turn:
+                set_counts(self.telemetry, counts)
+
+        self.process.do(see)
 
     def _compute_turn(self) -> float | None:
         loop, orders = self.loop, self._compute_end.socket
         if loop is None:
             return None
         ready: Any = (orders,) if orders.inbox else ()  # type: ignore[attr-defined]
+        self._in_turn = True
+        set_counts(self.telemetry, self._own)
         worked = loop.turn(ready)
-        self._show_later()
+        self._own = counts_of(self.telemetry)
+        self._show()
+        self._in_turn = False
+        set_counts(self.telemetry, self._seen)
         if loop.stopping:
             self._end_drained()
             return None

@@ -62,6 +62,17 @@ def test_without_faults_nothing_fails_and_no_epoch_passes() -> None:
     assert outcome.longest_silence_s < 1.0
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_of_two_seconds_is_no_lost_frame(stage: int) -> None:
+    """Nobody tells of a frame that is sent when the step is over. Stage 0 calls another stage's
+    step overdue, its own never."""
+    burst = "burst", 0, 70, 3
+    steps = (0, *burst), (150, "slow_step", stage, 4, 0), (1, *burst)
+    outcome = checks.run(Schedule(stages=(3,), sequences=5, blocks=60, steps=steps))
+    assert outcome.counts["slow_step"] == 1
+    assert outcome.counts["epochs"] == (1 if stage == 0 else 2)
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_a_seed_says_it_all(seed: int) -> None:
     first, second = checks.run(random_schedule(seed)), checks.run(random_schedule(seed))
