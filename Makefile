@@ -6,9 +6,11 @@ PORT ?= 8000
 STAGES ?= 2
 MODELS ?= 1000
 SCHEDULES ?= 10000
+ROUNDS ?= 5
+OUT ?= peers-results
 
 .PHONY: help setup run check format lint types imports unit test families serve-test integration \
-	simulation e2e images bench bench-operator bench-recovery golden map clean
+	simulation e2e images bench bench-operator bench-peers bench-kill bench-recovery golden map clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +70,12 @@ golden: setup ## Write the golden manifests anew; the diff is for reviewers
 
 bench: setup ## Measure the figures that docs/performance.md states
 	$(BIN)/python -m benchmarks
+
+bench-peers: setup ## Beside vLLM, llama.cpp and transformers on the same two cores: table and plot (ROUNDS, OUT)
+	$(BIN)/python -m benchmarks.peers --rounds $(ROUNDS) --into $(OUT)
+
+bench-kill: setup ## Kill a stage of each of them in mid-answer: what clients see (OUT)
+	$(BIN)/python -m benchmarks.peers --kill --into $(OUT)
 
 map: ## Write README's file map and docs/manifest.md anew
 	python3 scripts/file_map

@@ -1,0 +1,1 @@
+"""Lamella beside other engines on the same two cores: `python -m benchmarks.peers`."""

@@ -1,0 +1,216 @@
+"""What is compared, and how each is started: commands, environment and cores.
+
+Every system is an endpoint on 127.0.0.1 and gets the same two cores. Where a system has one stage
+its computing threads have core A; where it has two, stage i has core i. What does not compute (HTTP
+servers, schedulers, the client) may use both, as the system wants it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MOST = 64
+"""Requests at once that each must be able to take."""
+CONTEXT = 256
+"""Tokens of a request at most, prompt and answer, where slots have a fixed size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process to start. `cores`: where it may run. `kill`: what the fault mode kills, "" for
+    this process or a part of the role of a child of it; None where nothing of it is killed."""
+
+    argv: tuple[str, ...]
+    cores: tuple[int, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    kill: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Where installed peers lie; None where one could not be installed, and then why."""
+
+    vllm: Path | None = None
+    llama: Path | None = None
+    transformers: Path | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The same model in each one's format."""
+
+    folder: Path
+    gguf: Path
+
+
+Build = Callable[[Tools, Files, tuple[int, int], tuple[int, ...]], list[Process]]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One row of the table. `ports`: how many free ports it needs; the first serves HTTP."""
+
+    key: str
+    title: str
+    peer: str  # of Tools; "" for ours
+    stages: int
+    ports: int
+    build: Build
+    health: str = "/health"
+    model: str = "bench"
+    note: str = ""
+
+
+def _lamella(stages: int) -> Build:
+    def build(tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]) -> list:
+        argv = (
+            sys.executable, "-m", "lamella", "serve", str(files.folder), "--stages", str(stages),
+            "--pin", "--port", str(ports[0]), "--served-name", "bench", "--device", "cpu",
+            "--max-model-len", "1024", "--max-sequences", str(MOST),
+        )  # fmt: skip
+        return [Process(argv, cores, kill="stage" if stages > 1 else None)]
+
+    return build
+
+
+VLLM_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def _vllm(bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1) -> Build:
+    def build(
+        tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
+    ) -> list[Process]:
+        assert tools.vllm is not None
+        base = (
+            str(tools.vllm / "bin" / "vllm"), "serve", str(files.folder),
+            "--served-model-name", "bench", "--port", str(ports[0]), "--dtype", "bfloat16",
+            "--max-model-len", "1024", "--max-num-seqs", str(MOST),
+            "--no-enable-prefix-caching", "--disable-uvicorn-access-log", *words,
+        )  # fmt: skip
+        path = {"PATH": f"{tools.vllm / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+        if nodes == 1:
+            env = {**VLLM_ENV, **path, "VLLM_CPU_OMP_THREADS_BIND": bind(cores)}
+            return [Process(base, cores, env, kill="VLLM::Worker")]
+        made = []
+        for rank in range(nodes):
+            argv = (
+                *base, "--nnodes", str(nodes), "--node-rank", str(rank),
+                "--master-addr", "127.0.0.1", "--master-port", str(ports[1]),
+                *(("--headless",) if rank else ()),
+            )  # fmt: skip
+            env = {**VLLM_ENV, **path, "VLLM_CPU_OMP_THREADS_BIND": str(cores[rank])}
+            made.append(Process(argv, cores, env, kill="VLLM::Worker" if rank else None))
+        return made
+
+    return build
+
+
+def _llama(stages: int) -> Build:
+    def build(
+        tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
+    ) -> list[Process]:
+        assert tools.llama is not None
+        server = (
+            str(tools.llama / "llama-server"), "-m", str(files.gguf), "--alias", "bench",
+            "--host", "127.0.0.1", "--port", str(ports[0]), "-t", "1", "-tb", "1",
+            "-np", str(MOST), "-c", str(MOST * CONTEXT), "--no-webui",
+        )  # fmt: skip
+        if stages == 1:
+            return [Process((*server, "-C", hex(1 << cores[0]), "--cpu-strict", "1"), cores)]
+        made = [
+            Process(
+                (
+                    str(tools.llama / "ggml-rpc-server"),
+                    "-t",
+                    "1",
+                    "-H",
+                    "127.0.0.1",
+                    "-p",
+                    str(port),
+                ),
+                (core,),
+                kill="" if number else None,
+            )
+            for number, (core, port) in enumerate(zip(cores, ports[1:], strict=True))
+        ]
+        rpc = ",".join(f"127.0.0.1:{port}" for port in ports[1:])
+        return [*made, Process((*server, "--rpc", rpc, "-ngl", "99"), cores)]
+
+    return build
+
+
+HF_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def _hf_batch(stages: int) -> Build:
+    def build(
+        tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
+    ) -> list[Process]:
+        assert tools.transformers is not None
+        script = str(Path(__file__).with_name("hf_batch.py"))
+        argv = (str(tools.transformers / "bin/python"), script, str(files.folder), str(ports[0]))
+        made = []
+        for rank in range(stages):
+            env = dict(HF_ENV)
+            if stages > 1:
+                env |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(stages),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[1]),
+                }  # fmt: skip
+            made.append(Process((*argv, "30"), (cores[rank],), env))
+        return made
+
+    return build
+
+
+def _hf_serve(
+    tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
+) -> list[Process]:
+    assert tools.transformers is not None
+    argv = (
+        str(tools.transformers / "bin/python"), "-m", "transformers.cli.transformers", "serve",
+        str(files.folder), "--continuous-batching", "--attn-implementation", "sdpa",
+        "--device", "cpu", "--dtype", "bfloat16", "--port", str(ports[0]), "--host", "127.0.0.1",
+        "--log-level", "error",
+    )  # fmt: skip
+    return [Process(argv, (cores[0],), HF_ENV)]
+
+
+SYSTEMS = (
+    System("lamella-1", "Lamella, 1 stage", "", 1, 1, _lamella(1)),
+    System("lamella-2", "Lamella, 2 stages", "", 2, 1, _lamella(2)),
+    System("vllm-1", "vLLM, 1 stage", "vllm", 1, 1, _vllm(lambda cores: str(cores[0]))),
+    System(
+        "vllm-2", "vLLM, 2 stages, one node", "vllm", 2, 1,
+        _vllm(lambda cores: f"{cores[0]}|{cores[1]}", "--pipeline-parallel-size", "2"),
+    ),
+    System(
+        "vllm-2n", "vLLM, 2 stages, two nodes on loopback", "vllm", 2, 2,
+        _vllm(lambda cores: "", "--pipeline-parallel-size", "2", nodes=2),
+    ),
+    System("llama-1", "llama.cpp, 1 thread", "llama", 1, 1, _llama(1)),
+    System("llama-2", "llama.cpp, 2 RPC servers", "llama", 2, 3, _llama(2)),
+    System(
+        "hf-generate", "transformers generate, static batch", "transformers", 1, 1, _hf_batch(1),
+        health="/v1/models", note="the least HTTP around it, no text decoded",
+    ),
+    System(
+        "hf-cb", "transformers serve, continuous batching", "transformers", 1, 1, _hf_serve,
+    ),
+    System(
+        "hf-2", "transformers native pipeline, 2 stages", "transformers", 2, 2, _hf_batch(2),
+        health="/v1/models", note="the least HTTP around it, no text decoded",
+    ),
+)  # fmt: skip
