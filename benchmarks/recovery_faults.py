@@ -7,7 +7,8 @@ Times come from the moment at which each line of the log and each piece of an an
 * restart: the rest of the time until the (last) process was forked;
 * load: from there until stage 0 knows the slice loaded and connects the ring;
 * replay: from there (a stopped process: from when it goes on) until the first new token of any
-  stream: links, probe, recomputation.
+  stream: links, probe, recomputation. A gateway is restarted once it listens; then it reads its
+  tokenizer.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ def _parts(server: Server, fault: Fault, first_s: float, marker: str) -> None:
         fault.detect_s = until(detected, fault.at_s)
     waits = [float(match[1]) for x in lines if (match := BACK_OFF.search(x.text))]
     fault.wait_s = max(waits, default=None)
-    fault.restart_s = until(start_s, detected)
+    fault.restart_s = until(mark_s if marker == LISTENING else start_s, detected)
     if fault.restart_s is not None and fault.wait_s is not None:
         fault.restart_s = max(0.0, fault.restart_s - fault.wait_s)
     fault.load_s = until(mark_s, start_s)
