@@ -31,6 +31,7 @@ MANAGER = "lamella-operator"  # field manager of every server-side apply
 # -- annotations -------------------------------------------------------------------------------
 ANNOTATION_RESUME = f"{GROUP}/resume"  # a new value starts a Degraded model's retries afresh
 ANNOTATION_RESTARTS = f"{GROUP}/restarts"  # on a pod: how many predecessors failed in its place
+ANNOTATION_GANG = f"{GROUP}/gang"  # on a pod: the system that places its pipeline as a gang
 ANNOTATION_PREDECESSOR = f"{GROUP}/predecessor"  # on a pod: UID of the pod whose place it takes
 
 # -- ports (on a cluster; a local pipeline takes free ones) ------------------------------------

@@ -19,6 +19,9 @@ CACHE_KINDS = (EMPTY_DIR, CLAIM, EPHEMERAL, HOST_PATH)
 TOPOLOGY_KEY = "kubernetes.io/hostname"
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 DISRUPTION_ALLOW, DISRUPTION_NEVER = "Allow", "Never"
+GANG_NONE, KUEUE, VOLCANO, COSCHEDULING = "None", "Kueue", "Volcano", "Coscheduling"
+GANGS = (GANG_NONE, KUEUE, VOLCANO, COSCHEDULING)
+QUEUED = (KUEUE, VOLCANO)  # gangs that stand in a queue
 
 CLUSTER_KEYS = (
     "images",
@@ -88,11 +91,16 @@ class RecoverySpec:
 class SchedulingSpec:
     """A half-placed pipeline that competes with another gives way after ``timeout_s`` seconds.
 
-    Neighbouring stages are placed close by ``topology_key``, where that is possible.
+    Neighbouring stages are placed close by ``topology_key``, where that is possible. ``gang`` is one
+    of `GANGS`: who places all pods of a pipeline together; ``queue_name`` is its queue ("": the
+    system's default). ``scheduler_name`` "" is the gang's own scheduler, or the cluster's default.
     """
 
     timeout_s: int = 300
     topology_key: str = TOPOLOGY_KEY
+    gang: str = GANG_NONE
+    queue_name: str = ""
+    scheduler_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,7 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
         ),
         rollout=_rollout(spec.child("rollout", ("maxUnavailable", "maxSurge"))),
         recovery=_recovery(spec.child("recovery", ("maxRestarts", "replaceAfterSeconds"))),
-        scheduling=_scheduling(spec.child("scheduling", ("timeoutSeconds", "topologyKey"))),
+        scheduling=_scheduling(spec.child("scheduling", _SCHEDULING)),
         gateway=_gateway(spec.child("gateway", _GATEWAY)),
         drain_s=30 if drain is None else drain,
         paused=spec.flag("paused"),
@@ -158,6 +166,7 @@ def parse_cluster(spec: Fields) -> ClusterSpec:
 
 _IMAGE = "an image, such as registry.example.com/worker:v1"
 _HOST_PATH = "an absolute path without .."
+_SCHEDULING = ("timeoutSeconds", "topologyKey", "gang", "queueName", "schedulerName")
 _GATEWAY = ("replicas", "apiKeysSecretRef", "resources", "requestDeadlineSeconds")
 
 
@@ -238,7 +247,22 @@ def _scheduling(fields: Fields | None) -> SchedulingSpec:
     timeout = fields.count("timeoutSeconds", 10)
     where = fields.at("topologyKey")
     key = kube.label_key(fields.text("topologyKey", TOPOLOGY_KEY, want=kube.LABEL_KEY), where)
-    return SchedulingSpec(300 if timeout is None else timeout, key)
+    gang = fields.choice("gang", GANGS)
+    queue = ""
+    if fields.get("queueName") is not None:
+        queue = kube.label_name(fields, "queueName", "")
+    if gang == KUEUE and not queue:
+        raise InvalidSpec(fields.at("queueName"), None, "a LocalQueue: gang Kueue needs one")
+    if queue and gang not in QUEUED:
+        want = "none; only the gangs Kueue and Volcano have queues"
+        raise InvalidSpec(fields.at("queueName"), queue, want)
+    return SchedulingSpec(
+        timeout_s=300 if timeout is None else timeout,
+        topology_key=key,
+        gang=gang,
+        queue_name=queue,
+        scheduler_name=kube.optional_name(fields, "schedulerName"),
+    )
 
 
 def _gateway(fields: Fields | None) -> GatewaySpec:

@@ -2,8 +2,8 @@
 
 Every write has a deterministic name and every delete a UID, so that doing an action twice, or
 doing it late, is harmless. They are done in order. One that fails ends the pass (the rest would
-lean on it), with one exception: a pod that the API server refuses for good (quota, admission) is
-told as a `Refusal`, and the pass goes on.
+lean on it), with two exceptions: a pod that the API server refuses for good (quota, admission), and
+what only its group leans on, are told as a `Refusal`, and the pass goes on.
 """
 
 from __future__ import annotations
@@ -29,20 +29,33 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply."""
+    """Server-side apply. With a ``group`` it is a condition of that group's `Create`s: when it is
+    refused they are left out, and the pass goes on."""
 
     manifest: Manifest
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """DELETE with the UID as precondition; ``grace_s`` None is the object's own grace period."""
+    """DELETE with the UID as precondition; ``grace_s`` None is the object's own grace period.
+    ``kind`` is its `kind_name`."""
 
     kind: str
     name: str
     uid: str
     grace_s: int | None = None
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Takes ``finalizer`` from a pod whose finalizers are ``finalizers``, if they still are."""
+
+    name: str
+    uid: str
+    finalizers: tuple[str, ...]
+    finalizer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,7 @@ class Wait:
     after_s: float
 
 
-Action = Create | Apply | Delete | EnsureKeys | Wait
+Action = Create | Apply | Delete | Release | EnsureKeys | Wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,12 @@ Manifest = Mapping[str, Any]
 """A Kubernetes object as JSON has it."""
 
 
+def kind_name(manifest: Manifest) -> str:
+    """What a kind is called here: its own name, with its API group where two groups have it."""
+    kind = str(manifest["kind"])
+    return f"{kind}.{manifest['apiVersion'].partition('/')[0]}" if kind == "PodGroup" else kind
+
+
 @dataclass(frozen=True, slots=True)
 class ModelView:
     """One ShardedModel. ``spec`` None: it does not parse, and ``problem`` says where."""
@@ -84,6 +90,8 @@ class PodView:
     restarts: int = 0
     predecessor: str = ""
     resume: str = ""
+    gang: str = ""  # the system that places it with the others of its pipeline
+    finalizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,8 @@ class RevisionView:
 
 @dataclass(frozen=True, slots=True)
 class LiveObject:
-    """An object that is applied (not a pod, not a revision), as it is now."""
+    """An object that is applied (not a pod, not a revision), as it is now; ``kind`` is its
+    `kind_name`."""
 
     kind: str
     name: str

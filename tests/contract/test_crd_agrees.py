@@ -95,9 +95,16 @@ def placed(path: Path_, value: Any, schema: Schema, name: str = "") -> Any:
         return [placed(tuple(rest), value, schema["items"])]
     if key == VALUE:
         return {"a": placed(tuple(rest), value, schema["additionalProperties"])}
-    whole = sample(schema, name)
+    whole = sample(schema, name) | beside(key, value)
     whole[key] = placed(tuple(rest), value, schema["properties"][key], key)
     return whole
+
+
+def beside(key: str, value: Any) -> dict[str, Any]:
+    """What must be said too where ``key`` is ``value``."""
+    if key == "queueName":
+        return {"gang": "Volcano"}
+    return {"queueName": "a"} if (key, value) == ("gang", "Kueue") else {}
 
 
 def refusal(path: Path_, value: Any) -> str:

@@ -83,7 +83,9 @@ def test_everything_said_means_this() -> None:
         pod_annotations={"sidecar.istio.io/inject": "false", "note": "anything: at all\n"},
         rollout=RolloutSpec(0, 2),
         recovery=RecoverySpec(0, 60),
-        scheduling=SchedulingSpec(60, "topology.kubernetes.io/rack"),
+        scheduling=SchedulingSpec(
+            60, "topology.kubernetes.io/rack", "Kueue", "team-a", "fast.scheduler"
+        ),
         gateway=GatewaySpec(
             replicas=3,
             api_keys_secret=SecretKey("clients", "keys.txt"),

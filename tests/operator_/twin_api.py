@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from lamella_operator.reconciling.client import Answer
 from lamella_operator.reconciling.kinds import BY_NAME, NODE
+from lamella_operator.views import kind_name
 
 Object = dict[str, Any]
 
@@ -81,7 +82,7 @@ class Store:
 
     def put_in(self, document: Object, **metadata: Any) -> Object:
         """Store an object as if somebody had made it."""
-        kind = BY_NAME[document["kind"]]
+        kind = BY_NAME[kind_name({"apiVersion": "v1", **document})]
         meta = document.setdefault("metadata", {})
         meta |= {"uid": f"uid-{next(self._uids)}", "creationTimestamp": "2025-11-25T03:00:00Z"}
         meta |= metadata
@@ -135,11 +136,26 @@ class Store:
             stored["status"] = body["status"]
             stored["metadata"]["resourceVersion"] = str(next(self._versions))
             return ok(stored)
+        if isinstance(body, list):
+            return self._json_patch(path, body)
         old = self.objects.get(path, {}).get("metadata", {})
         wanted = body["metadata"].get("resourceVersion")
         if old and wanted not in (None, old["resourceVersion"]):
             return status(409, "Conflict", "the object has been modified")
         return ok(self.put_in(body, **({"uid": old["uid"]} if old else {})))
+
+    def _json_patch(self, path: str, changes: list[Object]) -> Answer:
+        """Of metadata alone: tests and replacements."""
+        if path not in self.objects:
+            return status(404, "NotFound")
+        meta = self.objects[path]["metadata"]
+        for change in changes:
+            key = change["path"].removeprefix("/metadata/")
+            if change["op"] == "test" and meta.get(key) != change["value"]:
+                return status(422, "Invalid", "the test of a patch failed")
+            if change["op"] == "replace":
+                meta[key] = change["value"]
+        return ok(self.objects[path])
 
     def _delete(self, path: str, query: Object, body: Object) -> Answer:
         stored = self.objects.get(path)

@@ -12,12 +12,18 @@ from lamella_contract import names
 from lamella_operator.actions import Action, Apply, Delete
 from lamella_operator.deciding.slots import Pipeline
 from lamella_operator.desired import children as desired
+from lamella_operator.desired import gangs
 from lamella_operator.desired.covers import covers
 from lamella_operator.revision import Revision
 from lamella_operator.settings import Settings
-from lamella_operator.views import LiveObject, Manifest, Observed
+from lamella_operator.views import LiveObject, Manifest, Observed, kind_name
 
-_KINDS = ("Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment")
+_GROUPS = tuple(
+    kind_name({"kind": gangs.POD_GROUP, "apiVersion": one.api_version})
+    for one in gangs.SYSTEMS.values()
+    if one.api_version
+)
+_KINDS = ("Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment", *_GROUPS)
 
 
 def around_pods(
@@ -55,7 +61,7 @@ def apply(observed: Observed, wanted: Iterable[Manifest]) -> list[Action]:
     live = {(one.kind, one.name): one.manifest for one in observed.objects}
     found: list[Action] = []
     for manifest in wanted:
-        now = live.get((manifest["kind"], manifest["metadata"]["name"]))
+        now = live.get((kind_name(manifest), manifest["metadata"]["name"]))
         if now is None or not covers(manifest, now):
             found.append(Apply(manifest))
     return found
@@ -63,7 +69,7 @@ def apply(observed: Observed, wanted: Iterable[Manifest]) -> list[Action]:
 
 def sweep(observed: Observed, wanted: Iterable[Manifest]) -> list[Action]:
     """Deletes those of the model that are not wanted any more."""
-    kept = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
+    kept = {(kind_name(manifest), manifest["metadata"]["name"]) for manifest in wanted}
     return [
         Delete(one.kind, one.name, one.uid, why="what it was for is gone")
         for one in observed.objects

@@ -15,6 +15,8 @@ The steps, which the code below carries as numbers:
 8. Services, budgets, policy and gateways are applied where they differ, or deleted.
 9. Keys exist before the pods that mount them; old revisions go.
 10. ``spec.paused``: all of this is found out and told, and nothing of it is done, repairs included.
+
+What Kueue holds and somebody deletes is let go before anything else, in a paused model too.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def decide(observed: Observed, settings: Settings) -> Decision:
     actions = _act(observed, settings, course)
     situation = telling.situation(observed, course)
     if situation.paused:  # 10
-        return Decision((), situation)
+        return Decision(tuple(gang.releases(observed.pods)), situation)
     return Decision(_one_wait(actions), situation)
 
 
@@ -96,10 +98,14 @@ def _act(observed: Observed, settings: Settings, course: Course) -> list[Action]
         first += course.target.actions
     now = gateways.live(observed)
     course.rollout = _rollout(observed, course, now)  # 5
-    pods = _give_way(observed, course)  # 6
+    pods = [*gang.releases(observed.pods), *_give_way(observed, course)]  # 6
+    groups = _groups(observed, course)
+    pods += gang.applied_first(children.apply(observed, groups))
     pods += _pods(observed, course)  # 7
     removals = [step for one in course.rollout.remove for step in rolling.remove(observed, one)]
-    around = [] if spec is None or course.refused else _around(observed, settings, course, now)  # 8
+    around: list[Action] = []
+    if spec is not None and course.refused is None:
+        around = _around(observed, settings, course, now, groups)  # 8
     made_from = _made_from(course)
     secrets = keys.ensure(observed, [*pods, *around], made_from)  # 9
     old: list[Action] = []
@@ -169,7 +175,11 @@ def _pods(observed: Observed, course: Course) -> list[Action]:
 
 
 def _around(
-    observed: Observed, settings: Settings, course: Course, now: gateways.Gateways
+    observed: Observed,
+    settings: Settings,
+    course: Course,
+    now: gateways.Gateways,
+    groups: Sequence[Manifest],
 ) -> list[Action]:
     if course.current is None:
         return []
@@ -186,7 +196,15 @@ def _around(
         children.gateway(observed, chosen),
     ]
     waits: list[Action] = [Wait(replacing.RETRY_S)] if rollout.held is not None else []
-    return [*children.apply(observed, wanted), *children.sweep(observed, wanted), *waits]
+    swept = children.sweep(observed, [*wanted, *groups])
+    return [*children.apply(observed, wanted), *swept, *waits]
+
+
+def _groups(observed: Observed, course: Course) -> list[Manifest]:
+    """The PodGroups of every pipeline that there is or is to be."""
+    every = (*course.rollout.keep, *course.rollout.remove)
+    made_of = {one.replica: one.made_of for one in every}
+    return gang.groups(observed, made_of | dict.fromkeys(course.make, course.current))
 
 
 def _made_from(course: Course) -> list[Revision]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lamella_operator import reasons
 from lamella_operator.actions import Action, Create, Delete, Note, Wait
-from lamella_operator.deciding import budget, slots, verdict
+from lamella_operator.deciding import budget, gang, slots, verdict
 from lamella_operator.deciding.slots import Pipeline, Slot
 from lamella_operator.deciding.verdict import Verdict
 from lamella_operator.desired.pods import stage_pod
@@ -27,6 +27,7 @@ class Repair:
     """What becomes of a pipeline's pods. ``made`` are the stages that get a pod, ``given_up`` says
     of each stage beyond its bound why, ``waits`` are seconds until something is due."""
 
+    first: list[Action] = field(default_factory=list)
     deletes: list[Action] = field(default_factory=list)
     creates: list[Action] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
@@ -34,8 +35,13 @@ class Repair:
 
     @property
     def actions(self) -> list[Action]:
-        """In order: a stage's new pod, then what it replaces."""
-        return [*self.creates, *self.deletes, *(Wait(seconds) for seconds in self.waits)]
+        """In order: a stage's new pod, then what it replaces; but what Kueue holds goes first."""
+        return [
+            *self.first,
+            *self.creates,
+            *self.deletes,
+            *(Wait(seconds) for seconds in self.waits),
+        ]
 
 
 def repair(observed: Observed, pipeline: Pipeline) -> Repair:
@@ -48,7 +54,7 @@ def repair(observed: Observed, pipeline: Pipeline) -> Repair:
         elif slot.lost is not None:
             _lost(observed, pipeline, slot, slot.lost, found)
         elif pipeline.made_of is not None:
-            group = f"replica-{pipeline.replica}" if whole else ""
+            group = gang.replica_group(pipeline.replica) if whole else ""
             found.creates.append(_new(observed, pipeline.made_of, pipeline, slot.stage, group))
         for old in slot.past:
             _clear(observed, old, found)
@@ -112,7 +118,10 @@ def _lost(observed: Observed, pipeline: Pipeline, slot: Slot, lost: Verdict, fou
     count = budget.next_count(pod, loss, observed.model, now_s)
     found.creates.append(_new(observed, pipeline.made_of, pipeline, slot.stage, "", pod.uid, count))
     if loss.force and pod.deleted_s is None:
-        found.deletes.append(_force(pod))
+        if gang.held(pod):
+            found.first += [_force(pod), gang.let_go(pod)]
+        else:
+            found.deletes.append(_force(pod))
 
 
 def _given_up(observed: Observed, stage: int, lost: Verdict) -> Note:

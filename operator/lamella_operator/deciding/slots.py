@@ -78,6 +78,11 @@ class Pipeline:
         return found
 
     @property
+    def ganged(self) -> bool:
+        """Somebody else places its pods, all of them together."""
+        return any(pod.gang for pod in self.pods)
+
+    @property
     def created_s(self) -> float:
         """When the oldest pod was made."""
         return min((pod.created_s for pod in self.pods), default=0.0)

@@ -28,6 +28,9 @@ _NATIVE = {
 }
 _VOLUME, _NOWHERE = reasons.VOLUME_NOT_BOUND, reasons.UNSCHEDULABLE
 _ELSEWHERE = (  # what the scheduler says, our reason, our words
+    ("scheduling gates", reasons.QUEUED, "its queue has not admitted the pipeline yet"),
+    ("pod group is not ready", reasons.QUEUED, "there is no room yet for all of its pipeline"),
+    ("sibling pods", reasons.QUEUED, "there is no room yet for all of its pipeline"),
     ("unbound immediate PersistentVolumeClaims", _VOLUME, "its volume claim waits for a volume"),
     ("volume node affinity conflict", _VOLUME, "its volume can be used on other nodes only"),
     ("untolerated taint", _NOWHERE, "spec.tolerations names no taint of the nodes that would do"),

@@ -47,6 +47,11 @@ def budget_name(model: str, replica: int) -> str:
     return object_name(model, str(replica))
 
 
+def gang_name(model: str, model_uid: str, replica: int, revision: str) -> str:
+    """A pipeline's gang: the PodGroup's name, and what its pods' marks say."""
+    return object_name(model, "gang", str(replica), digest(f"{model_uid}/{revision}", 8))
+
+
 def policy_name(model: str) -> str:
     """The NetworkPolicy."""
     return object_name(model)

@@ -1,7 +1,8 @@
 """Pods of stages: one template per stage, and a pod for one place in one replica.
 
 Knows no cluster. A template is what a revision stores; a pod adds its name, its replica's label,
-where it comes from, and its owner, so pods of one stage and one revision are equal otherwise.
+where it comes from, its gang and its owner; so pods of one stage and one revision are equal
+otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lamella_contract import names
 from lamella_contract.plan import Plan
 from lamella_contract.profile import ModelProfile
 from lamella_contract.spec import ShardedModelSpec, StageSpec
-from lamella_operator.desired import configs, expand, labels, memory, object_names, podparts
+from lamella_operator.desired import configs, expand, gangs, labels, memory, object_names, podparts
 from lamella_operator.desired import volumes as vol
 from lamella_operator.desired.configs import Making, PublicKey
 from lamella_operator.settings import Settings
@@ -56,8 +57,9 @@ def making_of(
 
 
 def templates(making: Making) -> tuple[Manifest, ...]:
-    """The pod manifest of each stage."""
-    return tuple(_template(making, stage) for stage in range(making.stages))
+    """The pod manifest of each stage. Raises `InvalidSpec` for a gang that cannot hold them."""
+    every = [_template(making, stage) for stage in range(making.stages)]
+    return gangs.marked(every, making.spec.cluster.scheduling)
 
 
 def stage_pod(
@@ -81,6 +83,7 @@ def stage_pod(
     meta["namespace"] = model.namespace
     meta["ownerReferences"] = [labels.owner(model)]
     meta["labels"] |= {names.LABEL_REPLICA: str(replica), names.LABEL_REVISION: revision}
+    gangs.join(meta, model, replica, revision)
     meta["annotations"] = {
         **meta.get("annotations", {}),
         names.ANNOTATION_PREDECESSOR: predecessor,
@@ -125,6 +128,8 @@ def _pod_spec(making: Making, stage: int) -> dict[str, Any]:
     }
     if cluster.runtime_class_name:
         found["runtimeClassName"] = cluster.runtime_class_name
+    if scheduler := gangs.scheduler(cluster.scheduling):
+        found["schedulerName"] = scheduler
     if selector := own.node_selector or spec.node_selector:
         found["nodeSelector"] = dict(selector)
     if affinity := _affinity(making, stage):

@@ -11,16 +11,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lamella_contract.names import KIND
-from lamella_operator.actions import Action, Apply, Create, Delete, EnsureKeys, Wait
-from lamella_operator.reconciling.client import Client, Document
+from lamella_contract.names import KIND, LABEL_MODEL_UID
+from lamella_operator.actions import Action, Apply, Create, Delete, EnsureKeys, Release, Wait
+from lamella_operator.deciding.gang import releases
+from lamella_operator.reconciling.client import JSON_PATCH, Client, Document, selector
 from lamella_operator.reconciling.failures import ApiError, Conflict, NotFound
 from lamella_operator.reconciling.keys import Keys
 from lamella_operator.reconciling.kinds import BY_NAME, POD, Kind
 from lamella_operator.reconciling.observe import owned_by
-from lamella_operator.reconciling.parse import items, mapping, text
+from lamella_operator.reconciling.parse import items, mapping, pod, text
 from lamella_operator.reconciling.refusing import foreign, is_refusal, refusal
-from lamella_operator.views import Manifest, Observed, Refusal
+from lamella_operator.views import Manifest, Observed, Refusal, kind_name
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ class Actor:
                 break
         return deed.acted
 
+    async def let_go(self, namespace: str, uid: str) -> int:
+        """Pods of a model that is gone, which Kueue would hold for ever; how many there were."""
+        labels = selector({LABEL_MODEL_UID: uid})
+        pods = await self.client.list_objects(POD, namespace, keep=pod, labels=labels, few=True)
+        steps = releases(one for one in pods if one is not None)
+        return sum([await release(self.client, namespace, step) for step in steps])
+
 
 @dataclass(slots=True)
 class _Deed:
@@ -84,7 +92,9 @@ class _Deed:
             case Create():
                 return await self._create(action)
             case Apply():
-                return await self._apply(action.manifest)
+                return await self._apply(action)
+            case Release():
+                await self._release(action)
             case Delete():
                 return await self._delete(action)
         return True
@@ -132,25 +142,32 @@ class _Deed:
             await self.client.delete(POD, self.observed.model.namespace, name, uid, grace_s=0)
             log.info("taken back", extra={"kind": POD.kind, "object": name, "group": group})
 
-    async def _apply(self, manifest: Manifest) -> bool:
+    async def _apply(self, action: Apply) -> bool:
+        """Whether the next action may follow: what a group leans on holds up that group alone."""
+        refused = await self._applied(action.manifest)
+        if refused is None:
+            return True
+        self._refuse(refused)
+        self._refused |= {action.group} - {""}
+        return bool(action.group)
+
+    async def _applied(self, manifest: Manifest) -> Refusal | None:
         kind, name = _kind_and_name(manifest)
         namespace = self.observed.model.namespace
         try:
             if not self._is_ours(kind, name):
                 stranger = await self._make(kind, name, manifest)
                 if stranger is not None:
-                    self._refuse(stranger)
-                    return False
+                    return stranger
             else:
                 await self.client.apply(kind, namespace, name, manifest)
         except ApiError as error:
             if not is_refusal(error):
                 raise
-            self._refuse(refusal(error, manifest))
-            return False
+            return refusal(error, manifest)
         self.acted.writes += 1
         log.info("applied", extra={"kind": kind.kind, "object": name})
-        return True
+        return None
 
     async def _make(self, kind: Kind, name: str, manifest: Manifest) -> Refusal | None:
         """Apply what was not seen; why not, when the name is a stranger's.
@@ -168,6 +185,16 @@ class _Deed:
                 return stranger
             await self.client.apply(kind, namespace, name, manifest)
         return None
+
+    async def _release(self, action: Release) -> None:
+        try:
+            released = await release(self.client, self.observed.model.namespace, action)
+        except ApiError as error:
+            if not is_refusal(error):
+                raise
+            self._refuse(refusal(error, {"kind": POD.kind, "metadata": {"name": action.name}}))
+            return
+        self.acted.writes += released
 
     async def _delete(self, action: Delete) -> bool:
         kind = BY_NAME[action.kind]
@@ -187,7 +214,7 @@ class _Deed:
 
     def _is_ours(self, kind: Kind, name: str) -> bool:
         seen = self.observed.objects
-        return any(one.kind == kind.kind and one.name == name for one in seen)
+        return any(one.kind == kind.name and one.name == name for one in seen)
 
     async def _live(self, kind: Kind, name: str) -> Document | None:
         try:
@@ -212,5 +239,26 @@ class _Deed:
         log.warning("refused", extra={"reason": refused.reason, "said": refused.message})
 
 
+async def release(client: Client, namespace: str, action: Release) -> bool:
+    """Whether the pod has lost the finalizer by this; one that has changed meanwhile keeps it
+    until it is looked at again. Raises `ApiError`."""
+    kept = [one for one in action.finalizers if one != action.finalizer]
+    changes = [
+        {"op": "test", "path": "/metadata/uid", "value": action.uid},
+        {"op": "test", "path": "/metadata/finalizers", "value": list(action.finalizers)},
+        {"op": "replace", "path": "/metadata/finalizers", "value": kept},
+    ]
+    try:
+        await client.call(
+            "PATCH", POD.path(namespace, action.name), POD, body=changes, content_type=JSON_PATCH
+        )
+    except ApiError as error:
+        if error.status in (404, 409, 422):
+            return False
+        raise
+    log.info("released", extra={"kind": POD.kind, "object": action.name})
+    return True
+
+
 def _kind_and_name(manifest: Manifest) -> tuple[Kind, str]:
-    return BY_NAME[manifest["kind"]], manifest["metadata"]["name"]
+    return BY_NAME[kind_name(manifest)], manifest["metadata"]["name"]

@@ -31,6 +31,7 @@ Document = dict[str, Any]
 
 JSON = "application/json"
 APPLY = "application/apply-patch+yaml"
+JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = f"{JSON};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,{JSON}"
 TABLE = f"{JSON};as=Table;v=v1;g=meta.k8s.io"
 

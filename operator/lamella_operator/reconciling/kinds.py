@@ -1,6 +1,7 @@
 """The kinds of objects that the operator reads and writes, and where the API server keeps them.
 
-Knows no client: only paths. Everything else names a kind by its name (``"Pod"``).
+Knows no client: only paths. Everything else names a kind by its
+name (``"Pod"``, see `views.kind_name`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from lamella_contract import names
+from lamella_operator.desired import gangs
+from lamella_operator.views import kind_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,11 @@ class Kind:
     kind: str
     api_version: str
     plural: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in actions and views."""
+        return kind_name({"kind": self.kind, "apiVersion": self.api_version})
 
     @property
     def prefix(self) -> str:
@@ -44,6 +52,14 @@ BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 POLICY = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 
+GANGS = {
+    system: Kind(gangs.POD_GROUP, one.api_version, "podgroups")
+    for system, one in gangs.SYSTEMS.items()
+    if one.api_version
+}
+"""The kind of object that a gang is, by the system that places it. Its CRD may be missing: it is
+listed for models that ask for that system, and not watched."""
+
 APPLIED = (SERVICE, DEPLOYMENT, BUDGET, POLICY)
 """Kinds that are applied, and compared with what is there."""
 
@@ -52,4 +68,4 @@ OWNED = (POD, REVISION, *APPLIED)
 
 WATCHED = (MODEL, *OWNED)
 
-BY_NAME = {kind.kind: kind for kind in (*WATCHED, SECRET, EVENT, LEASE)}
+BY_NAME = {kind.name: kind for kind in (*WATCHED, *GANGS.values(), SECRET, EVENT, LEASE)}

@@ -12,13 +12,23 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from lamella_contract import names
+from lamella_operator.desired.gangs import gang_of
 from lamella_operator.reconciling import missing, parse, stage0
 from lamella_operator.reconciling.client import METADATA_ONLY, TABLE, Client, Document, selector
 from lamella_operator.reconciling.failures import Forbidden, NotFound
-from lamella_operator.reconciling.kinds import APPLIED, MODEL, NODE, POD, REVISION
-from lamella_operator.views import LiveObject, Manifest, Observed, PodView, Rival
+from lamella_operator.reconciling.kinds import APPLIED, GANGS, MODEL, NODE, POD, REVISION
+from lamella_operator.reconciling.parse import items, mapping
+from lamella_operator.views import (
+    LiveObject,
+    Manifest,
+    ModelView,
+    Observed,
+    PodView,
+    Rival,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +122,7 @@ class Observer:
         found: dict[str, list[Document]] = {
             kind.kind: documents for kind, documents in zip(kinds, listed, strict=True)
         }
+        found |= await self._groups(model, found, labels)
         pods = await missing.told(
             self.client,
             key.namespace,
@@ -136,6 +147,24 @@ class Observer:
         version = parse.text(document, "metadata", "resourceVersion")
         soon = bool(stage0.to_ask(stages)) or any(missing.creating(pod) for pod in pods)
         return Sight(observed, version, soon)
+
+    async def _groups(
+        self, model: ModelView, found: Mapping[str, Sequence[Document]], labels: str
+    ) -> dict[str, list[Document]]:
+        """PodGroups, where the manifest or a revision that is kept names a system that has them;
+        none where that system is not installed, or may not be asked."""
+        named = {gang_of(pod) for one in found[REVISION.kind] for pod in _first_pod(one)}
+        if model.spec is not None:
+            named.add(model.spec.cluster.scheduling.gang)
+        groups: dict[str, list[Document]] = {}
+        for kind in (GANGS[name] for name in sorted(named & GANGS.keys())):
+            try:
+                groups[kind.name] = await self.client.list_objects(
+                    kind, model.namespace, keep=_whole, labels=labels, few=True
+                )
+            except (NotFound, Forbidden) as error:
+                log.info("no groups of pods are seen", extra={"said": str(error)})
+        return groups
 
     async def rivals(self) -> tuple[Rival, ...]:
         """Every half-placed pipeline of every model: some pods have a node, some wait for one."""
@@ -169,6 +198,11 @@ def _whole(document: Document) -> Document:
     return document
 
 
+def _first_pod(revision: Document) -> list[Mapping[str, Any]]:
+    """The manifest of a stored revision's stage 0, in a list; empty where it has none."""
+    return [pod for pod in items(mapping(revision, "data"), "pods")[:1] if "metadata" in pod]
+
+
 def _pipeline_of(document: Document) -> tuple[tuple[str, int], float]:
     meta = parse.mapping(document, "metadata")
     labels = parse.mapping(meta, "labels")
@@ -193,8 +227,8 @@ def _is_ours(document: Manifest, uid: str) -> bool:
 def _live(found: Mapping[str, Sequence[Document]], uid: str) -> list[LiveObject]:
     return [
         view
-        for kind in APPLIED
-        for one in found[kind.kind]
+        for kind in (*APPLIED, *GANGS.values())
+        for one in found.get(kind.name, ())
         if owned_by(one, uid)
         for view in (parse.live(kind.kind, kind.api_version, one),)
         if view is not None

@@ -22,6 +22,7 @@ from lamella_operator.views import (
     ModelView,
     PodView,
     RevisionView,
+    kind_name,
 )
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ def pod(document: Manifest, nodes_ready: Mapping[str, bool] | None = None) -> Po
         restarts=number(notes, names.ANNOTATION_RESTARTS),
         predecessor=notes.get(names.ANNOTATION_PREDECESSOR, ""),
         resume=notes.get(names.ANNOTATION_RESUME, ""),
+        gang=notes.get(names.ANNOTATION_GANG, ""),
+        finalizers=tuple(one for one in meta.get("finalizers") or () if isinstance(one, str)),
     )
 
 
@@ -170,7 +173,7 @@ def live(kind: str, api_version: str, document: Manifest) -> LiveObject | None:
         return None
     meta = {key: item for key, item in mapping(document, "metadata").items() if key != _MANAGED}
     manifest = {**document, "apiVersion": api_version, "kind": kind, "metadata": meta}
-    return LiveObject(kind, text(meta, "name"), text(meta, "uid"), manifest)
+    return LiveObject(kind_name(manifest), text(meta, "name"), text(meta, "uid"), manifest)
 
 
 def nodes(table: Manifest) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 MODELS, OWN, CLUSTER = "models", "own", "cluster"
 
 _READ = ("get", "list", "watch")
+_GROUPS = ("get", "list", "create", "patch", "delete")  # asked for by models that name a gang
 _APPLIED = (
     "services",
     "apps/deployments",
@@ -25,13 +26,16 @@ def _of(resource: str, scope: str, *verbs: str) -> tuple[tuple[str, str, str], .
 PERMISSIONS: tuple[tuple[str, str, str], ...] = (
     *_of("lamella.dev/shardedmodels", MODELS, *_READ),
     *_of("lamella.dev/shardedmodels/status", MODELS, "patch"),
-    *_of("pods", MODELS, *_READ, "create", "delete"),
+    *_of("pods", MODELS, *_READ, "create", "patch", "delete"),
     *_of("apps/controllerrevisions", MODELS, *_READ, "create", "delete"),
     *(
         entry
         for resource in _APPLIED
         for entry in _of(resource, MODELS, *_READ, "create", "patch", "delete")
     ),
+    *_of("scheduling.volcano.sh/podgroups", MODELS, *_GROUPS),
+    *_of("scheduling.x-k8s.io/podgroups", MODELS, *_GROUPS),
+    *_of("persistentvolumeclaims", MODELS, "get"),
     *_of("secrets", MODELS, "get", "create", "delete"),
     *_of("events", MODELS, "create", "patch"),
     *_of("secrets", OWN, "get", "create"),

@@ -1,6 +1,7 @@
 """One reconcile of one model, from what is seen now. Nothing is remembered that matters.
 
-1. observe   LISTs by the model's UID; nothing there is a model that is gone: forget it
+1. observe   LISTs by the model's UID; nothing there is a model that is gone: forget it, and let
+             go what Kueue holds of it
 2. decide    pure; once more with the rivals for capacity, where those matter
 3. act       in order; what is refused is told in the status, not raised
 4. tell      one Event per transition, then the status, if it is worth writing
@@ -77,10 +78,10 @@ class Reconciler:
         if sight is None:
             self._written_s.pop(key.uid, None)
             self.actor.keys.forget(key.uid)
-            return Outcome(GONE, None)
+        if sight is None or sight.observed.model.deleting:
+            # its owner references clean up, but for what another finalizer holds
+            return Outcome(GONE, None, await self.actor.let_go(key.namespace, key.uid))
         observed = sight.observed
-        if observed.model.deleting:
-            return Outcome(GONE, None)  # its owner references clean up
         observed, decision = await self._decide(observed)  # 2
         acted = await self.actor.act(observed, decision.actions)  # 3
         situation = decision.situation

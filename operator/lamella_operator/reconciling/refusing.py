@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lamella_contract import names
 from lamella_operator import reasons
+from lamella_operator.desired import gangs
 from lamella_operator.reconciling.failures import ApiError
 from lamella_operator.reconciling.parse import mapping
 from lamella_operator.views import Manifest, Refusal
@@ -26,6 +27,13 @@ def refusal(error: ApiError, manifest: Manifest) -> Refusal:
     """Why the object of ``manifest`` was not taken."""
     labels = mapping(manifest, "metadata", "labels")
     name = f"{manifest.get('kind', 'object')} {mapping(manifest, 'metadata').get('name', '')}"
+    if error.status == 404 and manifest.get("kind") == gangs.POD_GROUP and not error.details:
+        return Refusal(
+            reasons.GANG_SYSTEM_MISSING,
+            f"this cluster has no {gangs.POD_GROUP} of {manifest.get('apiVersion')}, which "
+            "spec.scheduling.gang asks for: install that scheduler, or name another gang",
+            replica=_index(labels.get(names.LABEL_REPLICA)),
+        )
     return Refusal(
         _reason(error),
         f"{name}: {error.message or error.reason}",

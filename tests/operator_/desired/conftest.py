@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lamella_operator.desired import children, inspector, pods, revisions
+from lamella_operator.desired import children, gangs, inspector, pods, revisions
 from lamella_operator.settings import Settings
 
 SETTINGS = Settings(worker_image="registry.test/worker:1", operator_image="registry.test/op:1")
@@ -89,6 +89,32 @@ CASES: Mapping[str, Mapping[str, Any]] = {
             },
             "resources": GPU,
             "nodeSelector": {"gpu": "a10"},
+        },
+    },
+    "gang-of-kueue": {
+        "body": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "pipeline": {"stages": 2, "stageMemory": "24Gi"},
+            "resources": GPU,
+            "scheduling": {"gang": "Kueue", "queueName": "team-a"},
+            "podLabels": {"kueue.x-k8s.io/queue-name": "mine"},
+        },
+    },
+    "gang-of-volcano": {
+        "body": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "pipeline": {"stages": 2, "stageMemory": "24Gi"},
+            "resources": GPU,
+            "scheduling": {"gang": "Volcano", "queueName": "team-a"},
+            "priorityClassName": "urgent",
+        },
+    },
+    "gang-of-coscheduling": {
+        "body": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "pipeline": {"stages": 2, "stageMemory": "24Gi"},
+            "resources": GPU,
+            "scheduling": {"gang": "Coscheduling", "schedulerName": "gangs"},
         },
     },
     "single-stage": {
@@ -181,6 +207,7 @@ def objects() -> Callable[[Any], list[Any]]:
         return [
             inspector.inspector_pod(model, made.settings, "profile-key", 1),
             *stages,
+            *filter(None, [gangs.group(model, 0, revision)]),
             children.gateway(model, revision),
             *children.services(model, [0]),
             *children.budgets(model, {0: (revision.stages, True)}),

@@ -21,6 +21,7 @@ from lamella_operator.actions import (
     Delete,
     EnsureKeys,
     Note,
+    Release,
     ReplicaSituation,
     Situation,
     Wait,
@@ -29,6 +30,7 @@ from lamella_operator.reconciling.act import Actor
 from lamella_operator.reconciling.client import Client
 from lamella_operator.reconciling.failures import ApiError
 from lamella_operator.reconciling.keys import Keys
+from lamella_operator.reconciling.kinds import MODEL
 from lamella_operator.reconciling.observe import ModelKey, Nodes, Observer
 from lamella_operator.reconciling.reconcile import (
     ASK_AGAIN_S,
@@ -41,6 +43,7 @@ from lamella_operator.reconciling.reconcile import (
 )
 from lamella_operator.views import Observed
 
+STAMP = "2025-11-25T03:00:00Z"
 KEY = ModelKey("ai", "tiny", "uid-m")
 OWNER = {"kind": names.KIND, "name": "tiny", "uid": "uid-m", "controller": True}
 
@@ -527,3 +530,82 @@ SERVING = ReplicaSituation(0, "r", True, "Ready", ())
 )
 def test_one_word_for_a_model(situation: Situation, state: str) -> None:
     assert state_of(situation) == state
+
+
+FINALIZER = "kueue.x-k8s.io/managed"
+
+
+def group(name: str = "g", replica: int = 0) -> dict[str, Any]:
+    found = thing("PodGroup", name, **{names.LABEL_REPLICA: str(replica)})
+    return {**found, "apiVersion": "scheduling.volcano.sh/v1beta1", "spec": {"minMember": 2}}
+
+
+def no_groups(method: str, path: str, body: Any) -> Answer | None:
+    """An API server without that CRD."""
+    return Answer(404, b"404 page not found") if "/podgroups" in path else None
+
+
+def test_a_gang_whose_system_is_missing_holds_up_its_pipeline_alone(lab: Lab) -> None:
+    lab.store.before = no_groups
+    lab.run(
+        Apply(group(), "replica-1"),
+        Create(pod("a", 1), "replica-1"),
+        Create(pod("b", 0), ""),
+        Apply(thing("Service", "s")),
+    )
+    assert lab.store.named("Pod") == ["b"]
+    assert lab.store.named("Service") == ["s"]
+    (refused,) = lab.seen[-1].refusals
+    assert refused.reason == reasons.GANG_SYSTEM_MISSING
+    assert "no PodGroup of scheduling.volcano.sh/v1beta1" in refused.message
+    assert (refused.replica, refused.stage) == (0, None)
+
+
+def test_groups_are_seen_only_where_they_are_asked_for(lab: Lab) -> None:
+    lab.store.put_in(group(), namespace="ai")
+    lab.run(Wait(1))
+    assert [one.kind for one in lab.seen[-1].objects] == []
+    assert not any("podgroups" in path for _, path in lab.store.asked)
+    lab.model()["spec"]["scheduling"] = {"gang": "Volcano"}
+    lab.run(Wait(1))
+    assert [one.kind for one in lab.seen[-1].objects] == ["PodGroup.scheduling.volcano.sh"]
+    lab.store.before = no_groups
+    lab.run(Wait(1))
+    assert [one.kind for one in lab.seen[-1].objects] == []
+
+
+def test_a_group_is_applied_deleted_and_taken_over_from_nobody(lab: Lab) -> None:
+    lab.model()["spec"]["scheduling"] = {"gang": "Volcano"}
+    lab.run(Apply(group(), "replica-0"))
+    (seen,) = (lab.run(Wait(1)), *lab.seen[-1].objects)[1:]
+    lab.run(Delete(seen.kind, "g", seen.uid))
+    assert not any("podgroups" in path for path in lab.store.objects)
+
+
+@pytest.mark.parametrize(
+    ("finalizers", "left"),
+    [((FINALIZER,), []), (("other", FINALIZER), ["other"]), (("stale",), ["other", FINALIZER])],
+    ids=["its own", "beside another", "changed meanwhile"],
+)
+def test_a_pod_is_released_if_it_is_as_it_was_seen(
+    lab: Lab, finalizers: tuple[str, ...], left: list[str]
+) -> None:
+    held = list(finalizers) if left != ["other", FINALIZER] else ["other", FINALIZER]
+    made = lab.store.put_in(pod("a"), namespace="ai", finalizers=held)
+    lab.run(Release("a", made["metadata"]["uid"], finalizers, FINALIZER))
+    assert made["metadata"]["finalizers"] == left
+    lab.run(Release("gone", "uid-x", (FINALIZER,), FINALIZER))
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "being deleted"])
+def test_nothing_of_a_model_that_goes_is_held_for_ever(lab: Lab, gone: bool) -> None:
+    ends = {"namespace": "ai", "finalizers": [FINALIZER], "deletionTimestamp": STAMP}
+    ending = lab.store.put_in(pod("a"), **ends)
+    stays = lab.store.put_in(pod("b"), namespace="ai", finalizers=[FINALIZER])
+    if gone:
+        lab.store.objects.pop(MODEL.path("ai", "tiny"))
+    else:
+        lab.model(deletionTimestamp=STAMP)
+    assert lab.run(Wait(1)).state == GONE
+    assert ending["metadata"]["finalizers"] == []
+    assert stays["metadata"]["finalizers"] == [FINALIZER]

@@ -10,6 +10,7 @@ import itertools
 import random
 from typing import Any
 
+import operator_gangs
 from operator_things import GPU, Model, Node, Pod, make_profile
 
 from lamella_contract import names, profile_message
@@ -126,15 +127,17 @@ class Cluster:
             self._load(pod)
 
     def _schedule(self, pod: Pod) -> None:
+        if not operator_gangs.may_place(self, pod):
+            return
         fits = [
-            name for name, node in self.nodes.items() if node.ready and self._free(name) >= pod.gpus
+            name for name, node in self.nodes.items() if node.ready and self.free(name) >= pod.gpus
         ]
         if fits:
             pod.node, pod.unschedulable = self.random.choice(sorted(fits)), ""
         else:
             pod.unschedulable = f"0/{len(self.nodes)} nodes are available: Insufficient {GPU}."
 
-    def _free(self, node: str) -> int:
+    def free(self, node: str) -> int:
         used = sum(p.gpus for p in self.pods.values() if p.node == node and not p.over)
         return self.nodes[node].gpus - used
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-for name in ("things", "cluster", "world"):
+for name in ("things", "gangs", "cluster", "world", "losses"):
     if f"operator_{name}" in sys.modules:
         continue
     path = Path(__file__).parent / f"{name}.py"

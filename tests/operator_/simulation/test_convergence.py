@@ -27,6 +27,7 @@ SHRINK = "LAMELLA_SHRINK" in os.environ  # minutes more, for a shorter story of 
 CHANGES: list[dict[str, Any]] = [
     {},
     {"podLabels": {"team": "search"}},
+    {"scheduling": {"timeoutSeconds": 20, "gang": "Coscheduling"}},
     {"context": {"maxLength": 2048}},
     {"pipeline": {"stages": 3, "stageMemory": "24Gi"}},
     {"pipeline": {"stages": 1, "stageMemory": "24Gi"}},
@@ -57,14 +58,18 @@ class Cluster(RuleBasedStateMachine):
         unavailable=st.integers(0, 2),
         surge=st.integers(0, 2),
         two=st.booleans(),
+        gang=st.sampled_from(["None", "None", "None", "Kueue", "Volcano"]),
     )
-    def start(self, seed: int, replicas: int, unavailable: int, surge: int, two: bool) -> None:
+    def start(
+        self, seed: int, replicas: int, unavailable: int, surge: int, two: bool, gang: str
+    ) -> None:
         self.world = World(seed, nodes=3, gpus=8)
         rollout = {"maxUnavailable": unavailable, "maxSurge": surge or int(not unavailable)}
         self.base = make_body(
             replicas=replicas,
             rollout=rollout,
-            scheduling={"timeoutSeconds": 20},
+            scheduling={"timeoutSeconds": 20, "gang": gang}
+            | ({} if gang == "None" else {"queueName": "team"}),
             recovery={"maxRestarts": 3},
         )
         self.bodies = {}

@@ -13,6 +13,8 @@ from typing import Any
 from lamella_contract import names, spec
 from lamella_contract.errors import LamellaError
 from lamella_contract.profile import LayerProfile, ModelProfile
+from lamella_contract.spec_cluster import KUEUE
+from lamella_operator.desired import gangs
 from lamella_operator.settings import Settings
 from lamella_operator.views import Exit, ModelView, PodView
 
@@ -115,6 +117,10 @@ class Pod:
         return self.phase in ("Failed", "Succeeded")
 
     @property
+    def by_kueue(self) -> bool:
+        return gangs.gang_of(self.manifest) == KUEUE
+
+    @property
     def gpus(self) -> int:
         containers = self.manifest["spec"]["containers"]
         limits = (containers[0].get("resources") or {}).get("limits") or {}
@@ -167,6 +173,8 @@ class Pod:
             restarts=int(notes.get(names.ANNOTATION_RESTARTS) or 0),
             predecessor=notes.get(names.ANNOTATION_PREDECESSOR, ""),
             resume=notes.get(names.ANNOTATION_RESUME, ""),
+            gang=notes.get(names.ANNOTATION_GANG, ""),
+            finalizers=(gangs.KUEUE_FINALIZER,) if self.held and self.by_kueue else (),
         )
 
 

@@ -21,6 +21,7 @@ from lamella_operator.actions import (
     Decision,
     Delete,
     EnsureKeys,
+    Release,
     Situation,
     Wait,
 )
@@ -36,6 +37,7 @@ from lamella_operator.views import (
     RevisionView,
     RingView,
     Rival,
+    kind_name,
 )
 
 __all__ = ["SETTINGS", "Forbidden", "Model", "Node", "Pod", "World", "make_body", "make_profile"]
@@ -99,7 +101,7 @@ class World(Cluster):
                 item = self._stored(action.manifest)
                 self.revisions[name] = item
         elif isinstance(action, Apply):
-            key = (action.manifest["kind"], action.manifest["metadata"]["name"])
+            key = (kind_name(action.manifest), action.manifest["metadata"]["name"])
             old = self.objects.get(key)
             item = self._stored(action.manifest)
             if old is not None:
@@ -109,6 +111,8 @@ class World(Cluster):
             self.objects[key] = item
         elif isinstance(action, Delete):
             self._delete(action)
+        elif isinstance(action, Release):
+            self._release(action)
         elif isinstance(action, EnsureKeys):
             self.keys |= {(model.uid, role, action.generation) for role in action.roles}
 
@@ -136,6 +140,7 @@ class World(Cluster):
             if revision not in {one.hash for one in self._revisions(model)}:
                 raise Forbidden("a pod was made before its revision was stored")
         pod = Pod(copy.deepcopy(dict(manifest)), self.uid(), self.now_s)
+        pod.held = pod.by_kueue
         self.pods[pod.uid] = pod
         self.created += 1
         made.setdefault(action.group, []).append(pod)
@@ -151,6 +156,14 @@ class World(Cluster):
                 del self.revisions[action.name]
         else:
             self.objects.pop((action.kind, action.name), None)
+
+    def _release(self, action: Release) -> None:
+        pod = self.pods.get(action.uid)
+        if pod is None or pod.name != action.name:
+            return
+        pod.held = False
+        if pod.deleted_s is not None and (not pod.node or pod.over or pod.deleted_s <= self.now_s):
+            del self.pods[pod.uid]
 
     def _stored(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         item = copy.deepcopy(dict(manifest))
