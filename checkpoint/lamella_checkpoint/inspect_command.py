@@ -38,6 +38,7 @@ class Inspection:
     uri: str
     revision: str | None
     dtype: str | None
+    quantization: str
     token_file: str
     cache_dir: str
     found: ModelProfile | LamellaError | None = None
@@ -70,7 +71,7 @@ class Inspection:
             on_progress=self._saw,
         )
         try:
-            return inspect(source, dtype=self.dtype)
+            return inspect(source, dtype=self.dtype, stored=self.quantization)
         finally:
             source.close()
 
@@ -92,7 +93,12 @@ def run(argv: Sequence[str]) -> int:
     logs.configure(names.ROLE_INSPECTOR)
     began_s = time.monotonic()
     inspection = Inspection(
-        options.uri, options.revision, options.dtype, options.token_file, options.cache_dir
+        options.uri,
+        options.revision,
+        options.dtype,
+        options.quantization,
+        options.token_file,
+        options.cache_dir,
     )
     threading.Thread(target=inspection.run, name="inspection", daemon=True).start()
     inspection.done.wait(options.deadline)
@@ -140,6 +146,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     inspect.add_argument("--uri", required=True, help="hf://org/name, file:PATH or a folder")
     inspect.add_argument("--revision", help="branch, tag or commit of a hub's model")
     inspect.add_argument("--dtype", choices=names.DTYPES, help="what it will be served in")
+    inspect.add_argument("--quantization", choices=names.QUANTIZATIONS, default="none")
     inspect.add_argument("--token-file", default="", help="a file with the hub's token")
     inspect.add_argument("--message-file", default="", help="where the result goes (else stdout)")
     inspect.add_argument("--cache-dir", default="", help="where read ranges are kept")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from lamella_checkpoint import cuts
+from lamella_checkpoint import cuts, quantization
 from lamella_checkpoint.caches import layer_caches
 from lamella_checkpoint.families import Place, places
 from lamella_checkpoint.headers import FLOAT_NAMES, TensorInfo, parsed_json, read_headers
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 _DEFAULT_CONTEXT = 2048  # for a config that names no maximum (alibi models)
 
 
-def inspect(source: Source, *, dtype: str | None = None) -> ModelProfile:
-    """The profile of the model in ``source`` as it is served in ``dtype``.
+def inspect(source: Source, *, dtype: str | None = None, stored: str = "none") -> ModelProfile:
+    """The profile of the model in ``source`` as it is served in ``dtype``, quantized as ``stored``.
 
     ``dtype`` None takes the config's own, or else that of most bytes in the files. Raises
     `ModelNotFound` without a config or weights, `CorruptModel`, `MissingTensor` when a whole layer
@@ -46,12 +46,13 @@ def inspect(source: Source, *, dtype: str | None = None) -> ModelProfile:
         raise UnsupportedFamily(
             f"{source.uri}: dtype: got {shown(chosen)}, want one of {', '.join(names.DTYPES)}"
         )
+    quantization.check_family(source.uri, str(text.model_type), stored)
     layers = decoder_layers(text)
     looped = layers > 1 and not cuts.allowed_cuts(config)
     placed = places(headers, layers, looped=looped)
-    weights = _weigh(headers, placed, layers, names.DTYPE_BYTES[chosen])
+    weights = _weigh(headers, placed, layers, names.DTYPE_BYTES[chosen], stored)
     tied = _tied(config, placed)
-    head_bytes = weights["embedding_table"] if tied else weights["head"]
+    head_bytes = weights["table_as_head"] if tied else weights["head"]
     _check_complete(source, placed, 1 if looped else layers)
     caches = layer_caches(text, layers, names.DTYPE_BYTES[chosen])
     return ModelProfile(
@@ -74,7 +75,7 @@ def inspect(source: Source, *, dtype: str | None = None) -> ModelProfile:
         embedding_bytes=weights["embedding"],
         head_bytes=head_bytes,
         final_bytes=weights["final"],
-        tied=tied,
+        tied=tied and stored != quantization.INT8,
         boundary_bytes_per_token=_boundary_bytes(text, names.DTYPE_BYTES[chosen]),
         allowed_cuts=tuple(cut for cut in cuts.allowed_cuts(config) if cut < layers),
         cut_reason=cuts.cut_reason(config),
@@ -82,6 +83,7 @@ def inspect(source: Source, *, dtype: str | None = None) -> ModelProfile:
             small_json(source, names.GENERATION_CONFIG_FILE),
             small_json(source, names.MODEL_CONFIG_FILE),
         ),
+        quantization=stored,
     )
 
 
@@ -196,20 +198,28 @@ def _dtype_of(config: Any, text: Any, headers: Mapping[str, TensorInfo]) -> str:
 
 
 def _weigh(
-    headers: Mapping[str, TensorInfo], placed: Mapping[str, Place], layers: int, item_bytes: int
+    headers: Mapping[str, TensorInfo],
+    placed: Mapping[str, Place],
+    layers: int,
+    item_bytes: int,
+    stored: str,
 ) -> dict[str | int, int]:
-    """Bytes by layer index and by "embedding", "final", "head"; "embedding_table" is the largest
-    single embedding, which a tied head copies."""
+    """Bytes by layer index and by "embedding", "final", "head"; "table_as_head" is what a tied
+    head weighs, a copy of the largest single embedding."""
     weights: dict[str | int, int] = dict.fromkeys(range(layers), 0)
-    weights |= {"embedding": 0, "embedding_table": 0, "final": 0, "head": 0}
+    weights |= {"embedding": 0, "table_as_head": 0, "final": 0, "head": 0}
+    int8 = stored == quantization.INT8
     for name, info in headers.items():
         place = placed[name]
         if place.part == "ignored":
             continue
-        nbytes = info.elements * item_bytes
+        nbytes = as_head = info.elements * item_bytes
+        if int8 and quantization.is_matrix(info):
+            as_head = quantization.matrix_bytes(info.shape)
+            nbytes = nbytes if place.part == "embedding" else as_head
         weights[place.layer if place.part == "layer" else place.part] += nbytes
         if place.part == "embedding":
-            weights["embedding_table"] = max(weights["embedding_table"], nbytes)
+            weights["table_as_head"] = max(weights["table_as_head"], as_head)
     return weights
 
 

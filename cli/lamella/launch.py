@@ -163,6 +163,7 @@ def _pipeline(name: str, facts: ModelFacts, plan: Plan, options: LaunchOptions) 
         eos_token_ids=facts.profile.eos_token_ids,
         vocab_size=facts.profile.vocab_size,
         runner=options.runner,
+        quantization=facts.profile.quantization,
     )
 
 

@@ -39,6 +39,11 @@ def look() -> Machine:
     return Machine(tuple(sorted(os.sched_getaffinity(0))), _free_bytes(), _gpu_free_bytes())
 
 
+def device_for(machine: Machine, quantization: str) -> str:
+    """Where stages run when nobody said: a GPU where there is one, unless it lacks the products."""
+    return "cuda" if machine.gpu_free_bytes and quantization == "none" else "cpu"
+
+
 def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
     """Where converted and downloaded models are kept: LAMELLA_HOME, or the user's cache
     directory."""

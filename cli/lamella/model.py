@@ -47,7 +47,7 @@ def learn(target: Target, cache_home: Path, console: Console) -> ModelFacts:
     revision = source_spec.revision if path is None else None
     source = open_source(uri, revision=revision, cache_dir=cache_home)
     try:
-        profile = inspect(source, dtype=dtype)
+        profile = inspect(source, dtype=dtype, stored=target.model.spec.pipeline.quantization)
         return ModelFacts(
             uri=uri if path is not None else f"{uri.partition('@')[0]}@{source.commit}",
             path="" if source.local_path is None else str(source.local_path),

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lamella import fit, machine, model, show
 from lamella.target import Overrides, resolve
+from lamella_contract.config import PipelineConfig
 from lamella_contract.plan import Plan
 from lamella_contract.profile import ModelProfile
 
@@ -23,7 +24,7 @@ def show_plan(where: str, overrides: Overrides, output: str, out: Console, err: 
     wanted = target.model.spec
     if wanted.pipeline.memory() is None:
         here = machine.look()
-        device = "cuda" if here.gpu_free_bytes else "cpu"
+        device = machine.device_for(here, wanted.pipeline.quantization)
         made = fit.local(facts.profile, wanted, here, device)
     else:
         made = fit.declared(facts.profile, wanted)
@@ -31,7 +32,7 @@ def show_plan(where: str, overrides: Overrides, output: str, out: Console, err: 
         document = as_json(target.model.name, facts.profile, made)
         out.print(json.dumps(document, indent=2), markup=False, highlight=False, soft_wrap=True)
         return
-    out.print(stage_table(target.model.name, facts.profile.dtype, made))
+    out.print(stage_table(target.model.name, number_format(facts.profile), made))
     profile = facts.profile
     out.print(
         f"{profile.family}, {profile.num_layers} layers, {show.size(profile.weight_bytes)} of "
@@ -40,6 +41,13 @@ def show_plan(where: str, overrides: Overrides, output: str, out: Console, err: 
         f"{show.size(profile.boundary_bytes_per_token)} per token and hop",
         highlight=False,
     )
+
+
+def number_format(served: ModelProfile | PipelineConfig) -> str:
+    """What the model is served in, as people say it."""
+    if served.quantization == "none":
+        return served.dtype
+    return f"{served.dtype} with weights in {served.quantization}"
 
 
 def stage_table(name: str, dtype: str, plan: Plan, places: Sequence[str] = ()) -> Table:
@@ -74,6 +82,7 @@ def as_json(name: str, profile: ModelProfile, plan: Plan) -> dict[str, object]:
             "commit": profile.commit,
             "family": profile.family,
             "dtype": profile.dtype,
+            "quantization": profile.quantization,
             "layers": profile.num_layers,
             "weight_bytes": profile.weight_bytes,
             "boundary_bytes_per_token": profile.boundary_bytes_per_token,

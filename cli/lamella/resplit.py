@@ -103,6 +103,11 @@ def needs_restart(running: ShardedModel, wanted: ShardedModel) -> str:
         ("spec.model", running.spec.model, wanted.spec.model),
         ("spec.pipeline.dtype", running.spec.pipeline.dtype, wanted.spec.pipeline.dtype),
         (
+            "spec.pipeline.quantization",
+            running.spec.pipeline.quantization,
+            wanted.spec.pipeline.quantization,
+        ),
+        (
             "spec.context.maxLength",
             running.spec.context.max_model_len,
             wanted.spec.context.max_model_len,

@@ -49,7 +49,8 @@ def serve(options: ServeOptions, out: Console, err: Console) -> None:
     machine.require_port(options.launch.host, options.launch.port)
     target = resolve(options.where, options.overrides)
     facts_of_machine = machine.look()
-    where = _with_device(options.launch, facts_of_machine)
+    quantization = target.model.spec.pipeline.quantization
+    where = _with_device(options.launch, facts_of_machine, quantization)
     home = machine.cache_home()
     machine.require_space(home, 50_000_000, "the cache")
     log = LogView(err, verbose=options.verbose)
@@ -147,14 +148,18 @@ class _Session:
             self._display = None
 
 
-def _with_device(options: launch.LaunchOptions, here: machine.Machine) -> launch.LaunchOptions:
-    """`auto` made definite. Raises UsageError for cuda without a GPU."""
+def _with_device(
+    options: launch.LaunchOptions, here: machine.Machine, quantization: str
+) -> launch.LaunchOptions:
+    """`auto` made definite. Raises UsageError for cuda without a GPU, or with quantization."""
     from dataclasses import replace
 
     if options.device == "cuda" and not here.gpu_free_bytes:
         raise UsageError("--device: got cuda, but no NVIDIA GPU was found; want cpu or auto")
+    if options.device == "cuda" and quantization != "none":
+        raise UsageError(f"--device: got cuda with quantization {quantization}, want cpu or auto")
     if options.device == "auto":
-        return replace(options, device="cuda" if here.gpu_free_bytes else "cpu")
+        return replace(options, device=machine.device_for(here, quantization))
     return options
 
 
@@ -185,7 +190,7 @@ def curl_line(url: str, served_name: str, *, chats: bool, api_keys: bool) -> str
 
 def _announce(out: Console, made: launch.Launch, plan: Plan, *, chats: bool) -> None:
     """The plan as a table, the URL, and a line to paste."""
-    from lamella.plan import stage_table
+    from lamella.plan import number_format, stage_table
 
     places = [
         f"{stage.device}{'' if stage.cpu is None else f' core {stage.cpu}'}, {stage.threads} thread"
@@ -193,7 +198,7 @@ def _announce(out: Console, made: launch.Launch, plan: Plan, *, chats: bool) -> 
         for stage in made.stages
     ]
     url = url_of(documents.reachable(made.gateway.http_host), made.gateway.http_port)
-    out.print(stage_table(made.pipeline.name, made.pipeline.dtype, plan, places))
+    out.print(stage_table(made.pipeline.name, number_format(made.pipeline), plan, places))
     out.print(
         f"{made.gateway.served_name} is ready at [bold]{url}[/bold] "
         f"(context {show.number(plan.max_model_len)} tokens; Ctrl-C stops)\n",

@@ -35,6 +35,7 @@ class Overrides:
     max_sequences: int | None = None
     served_name: str | None = None
     revision: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def _pipeline(pipeline: spec.PipelineSpec, overrides: Overrides) -> spec.Pipelin
         split=split,
         stage_memory=overrides.stage_memory or pipeline.stage_memory,
         dtype=overrides.dtype or pipeline.dtype,
+        quantization=overrides.quantization or pipeline.quantization,
         # Per-stage memory was declared for the stages of the manifest, not for other ones.
         stage_specs=pipeline.stage_specs if len(pipeline.stage_specs) == stages else (),
     )

@@ -43,12 +43,19 @@ class PipelineConfig:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     runner: str = "auto"
+    quantization: str = "none"
     model_uid: str = ""
     replica: int = 0
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, names.DTYPES)
         _one_of("runner", self.runner, names.RUNNERS)
+        _one_of("quantization", self.quantization, names.QUANTIZATIONS)
+        if self.quantization != names.QUANTIZATIONS[0] and self.runner not in ("auto", "fast"):
+            raise InvalidConfig(
+                f"quantization: got {self.quantization!r} with runner {self.runner!r}, want runner "
+                "auto or fast"
+            )
         _positive(
             self,
             "num_layers",
@@ -87,7 +94,9 @@ class PipelineConfig:
         """
         same = (self.model_uid, self.commit or self.model_uri, self.vocab_size)
         limits = (self.max_model_len, *self.eos_token_ids)
-        return hashlib.sha256(repr((same, limits)).encode()).digest()[:16]
+        # Other weights give other answers; without quantization the hash is what it always was.
+        stored = () if self.quantization == names.QUANTIZATIONS[0] else (self.quantization,)
+        return hashlib.sha256(repr((same, limits, *stored)).encode()).digest()[:16]
 
     def to_json(self) -> str:
         return forms.to_json(self)
@@ -140,6 +149,11 @@ class StageConfig:
         stages = self.pipeline.num_stages
         if not 0 <= self.stage < stages:
             raise InvalidConfig(f"stage: got {self.stage}, want 0 to {stages - 1}")
+        if self.pipeline.quantization != names.QUANTIZATIONS[0] and self.device != "cpu":
+            raise InvalidConfig(
+                f"quantization: got {self.pipeline.quantization!r} on {self.device!r}, want device "
+                "cpu or quantization none"
+            )
         if self.cpu is not None and self.cpu < 0:
             raise InvalidConfig(f"cpu: got {self.cpu}, want a core's number or null")
         _positive(self, "threads", "suspect_after_s", "replace_after_s")

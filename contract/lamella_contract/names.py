@@ -85,6 +85,7 @@ PATH_STATUS = "/status"  # JSON for people and for the command line
 # -- choices that several packages check -------------------------------------------------------
 DTYPES = ("bfloat16", "float16", "float32")  # dtypes that weights are served in
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of one element
+QUANTIZATIONS = ("none", "int8")  # what weights are stored as, if not as the dtype says
 DEVICES = ("cuda", "cpu")  # kinds of device that a manifest may name
 RUNNERS = ("auto", "fast", "packed", "sequential")  # ways to run a slice of layers
 STAGE_STATES = ("loading", "ready", "failed")  # what a stage says of itself

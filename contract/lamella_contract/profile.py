@@ -2,7 +2,7 @@
 
 Knows nothing of tensors or files: the inspector (`lamella_checkpoint`) writes a profile from a
 model's config and file headers, the planner and the status read it. All byte counts are of the
-dtype that will be served, not of the files.
+dtype and quantization that will be served, not of the files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class ModelProfile:
     ``head_bytes`` counts that copy; the planner leaves it out when one stage holds both ends.
     ``boundary_bytes_per_token`` cross each cut per token. A stage may start at each layer index
     in ``allowed_cuts`` (0 need not be listed); ``cut_reason`` says why others are forbidden.
-    ``eos_token_ids`` end an answer.
+    ``eos_token_ids`` end an answer. With ``quantization`` the head has weights of its own on every
+    stage that has a head, so ``tied`` is false.
     """
 
     uri: str
@@ -60,10 +61,14 @@ class ModelProfile:
     allowed_cuts: tuple[int, ...]
     cut_reason: str = ""
     eos_token_ids: tuple[int, ...] = ()
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
         if self.dtype not in names.DTYPES:
             raise InvalidConfig(f"dtype: got {self.dtype!r}, want one of {', '.join(names.DTYPES)}")
+        if self.quantization not in names.QUANTIZATIONS:
+            known = ", ".join(names.QUANTIZATIONS)
+            raise InvalidConfig(f"quantization: got {self.quantization!r}, want one of {known}")
         for field in ("hidden_size", "vocab_size", "max_model_len"):
             _at_least(field, getattr(self, field), 1)
         for field in (

@@ -20,6 +20,7 @@ too (`spec_cluster`) and used by the operator alone.
         stageMemory: 24Gi                    # device memory of each stage
         split: [10, 8, 8, 6]                 # layers per stage; default: planned
         dtype: bfloat16                      # default: the model's own
+        quantization: none                   # or int8: weights of 8 bits, on CPUs
         device: cuda                         # default: cuda where a GPU is asked for, else cpu
         stageSpecs:                          # per stage, in order; its fields win over the above
           - {memory: 80Gi, resources: {}, nodeSelector: {}, tolerations: []}
@@ -106,7 +107,7 @@ _SPEC = (
     *CLUSTER_KEYS,
 )
 _MODEL = ("uri", "revision", "servedName", "tokenSecretRef")
-_PIPELINE = ("stages", "stageMemory", "split", "dtype", "device", "stageSpecs")
+_PIPELINE = ("stages", "stageMemory", "split", "dtype", "quantization", "device", "stageSpecs")
 _STAGE = ("memory", "resources", "nodeSelector", "tolerations")
 _CONTEXT = ("maxLength", "maxSequences")
 
@@ -148,6 +149,7 @@ class PipelineSpec:
     ``stages`` None: the fewest that fit; it is filled in from ``split`` or ``stageSpecs`` when
     they say it. ``stage_memory`` in bytes, None: unknown. ``split`` counts layers per stage.
     ``dtype`` None: the model's own. ``device`` None: a GPU where one is asked for.
+    ``quantization`` is one of `names.QUANTIZATIONS`.
     """
 
     stages: int | None = None
@@ -156,6 +158,7 @@ class PipelineSpec:
     dtype: str | None = None
     stage_specs: tuple[StageSpec, ...] = ()
     device: str | None = None
+    quantization: str = names.QUANTIZATIONS[0]
 
     def memory(self) -> int | tuple[int, ...] | None:
         """Bytes of device memory as `plan.plan` takes them: one number, one per stage, or None."""
@@ -282,7 +285,8 @@ def _pipeline(fields: Fields | None) -> PipelineSpec:
         raise InvalidSpec(fields.at("dtype"), dtype, f"one of {', '.join(names.DTYPES)}")
     given = fields.get("device") is not None
     device = fields.choice("device", names.DEVICES) if given else None
-    return PipelineSpec(stages, stage_memory, split, dtype, stage_specs, device)
+    quantization = fields.choice("quantization", names.QUANTIZATIONS)
+    return PipelineSpec(stages, stage_memory, split, dtype, stage_specs, device, quantization)
 
 
 def _same_length(stages: int | None, length: int, path: str, what: str) -> int:

@@ -72,6 +72,32 @@ def test_a_tied_head_is_a_copy(
     assert inspect(open_source(str(folder))) == expected(folder, 4, "float32", tied=True)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_int8_counts_matrices_by_their_elements_and_scales(
+    make_model: Callable[..., Path], tensors_of: Any, llama_config: Any, tied: bool
+) -> None:
+    llama_config["tie_word_embeddings"] = tied
+    folder = make_model(tensors_of(tied=tied), llama_config)
+    profile = inspect(open_source(str(folder)), dtype="bfloat16", stored="int8")
+    channels = 16 + 8 + 8 + 16 + 24 + 24 + 16
+    assert {layer.weight_bytes for layer in profile.layers} == {
+        LAYER_ITEMS - 2 * 16 + channels * 8 + 2 * 16 * 2
+    }
+    assert profile.embedding_bytes == 32 * 16 * 2
+    assert profile.head_bytes == 32 * 16 + 32 * 8
+    assert profile.final_bytes == 16 * 2
+    assert not profile.tied, "the head is a copy of its own, in int8, wherever it is"
+    assert profile.quantization == "int8"
+    assert ModelProfile.from_json(profile.to_json()) == profile
+
+
+def test_int8_is_refused_for_families_without_it(make_model: Callable[..., Path]) -> None:
+    config = {"model_type": "gpt2", "n_embd": 16, "n_head": 4, "n_layer": 3, "vocab_size": 32}
+    source = open_source(str(make_model(config=config)))
+    with pytest.raises(UnsupportedFamily, match=r"got int8 for gpt2, want none or .* llama, "):
+        inspect(source, stored="int8")
+
+
 def test_the_ids_that_end_an_answer(make_model: Callable[..., Path]) -> None:
     folder = make_model()
     assert inspect(open_source(str(folder))).eos_token_ids == ()

@@ -109,6 +109,10 @@ def manifest(**changes: Any) -> spec.ShardedModel:
         ({"model": {"uri": "hf://org/other"}}, "spec.model"),
         ({"model": {"uri": "hf://org/tiny", "servedName": "x"}}, "spec.model"),
         ({"pipeline": {"stages": 2, "dtype": "float32"}}, "spec.pipeline.dtype"),
+        (
+            {"pipeline": {"stages": 2, "quantization": "int8"}},
+            "spec.pipeline.quantization",
+        ),
         ({"context": {"maxLength": 77}}, "spec.context.maxLength"),
         ({"gateway": {"apiKeysSecretRef": {"name": "s", "key": "k"}}}, "spec.gateway"),
     ],

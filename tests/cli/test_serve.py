@@ -229,6 +229,10 @@ def test_two_servers_on_one_port(
         (["plan", "MODEL", "--stage-memory", "1Gi", "--stages", "2", "--max-model-len", "999"],
          "lamella: context: got 999 tokens, the model takes at most 256"),
         (["plan", "MODEL", "--stage-memory", "100Mi"], "lamella: does not fit: stage 3 of 4"),
+        (["plan", "MODEL", "--quantization", "int4"],
+         "lamella: --quantization: got 'int4', want one of none, int8"),
+        (["serve", "MODEL", "--quantization", "int8", "--runner", "packed"],
+         "lamella: --runner: got 'packed', want one of auto, fast"),
         (["plan", "MODEL", "-o", "xml"], "lamella: --output: got 'xml', want one of table, json"),
         (["serve", "MODEL", "--stages", "two"], "lamella: Invalid value for '--stages'"),
         (["serve", "MODEL", "--device", "tpu"], "lamella: --device: got 'tpu'"),
@@ -264,8 +268,11 @@ def test_a_plan_is_printed_without_loading_anything(
     }
     path = model.parent / "tiny.yaml"
     path.write_text(json.dumps(manifest))
+    small = json.loads(lamella("plan", str(path), "-o", "json", "--quantization", "int8").rest())
+    assert small["model"]["quantization"] == "int8"
     run = lamella("plan", str(path), "-o", "json")
     plan = json.loads(run.rest())
+    assert small["stages"][0]["weight_bytes"] < plan["stages"][0]["weight_bytes"]
     assert [(s["first_layer"], s["last_layer"]) for s in plan["stages"]] == [(0, 4)]
     assert plan["stages"][0]["weight_bytes"] == sum(
         2 * shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in tensors().values()

@@ -78,6 +78,7 @@ def test_the_hash_is_of_content_alone() -> None:
             "splits": (0, 9),
             "dtype": "float32",
             "runner": "packed",
+            "quantization": "int8",
             "eos_token_ids": (),
         }.get(
             field.name,
@@ -99,6 +100,7 @@ def test_requests_may_move_between_pipelines_that_serve_the_same_model_alike() -
         "vocab_size": 9,
         "max_model_len": 9,
         "eos_token_ids": (9,),
+        "quantization": "int8",
     }.items():
         other = dataclasses.replace(PIPELINE, **{field: value})
         assert other.model_hash() != PIPELINE.model_hash(), field
@@ -129,6 +131,21 @@ WRONG = {
         PIPELINE,
         {"runner": "x"},
         "runner: got 'x', want one of auto, fast, packed, sequential",
+    ),
+    "quantization": (
+        PIPELINE,
+        {"quantization": "int4"},
+        "quantization: got 'int4', want one of none, int8",
+    ),
+    "quantization of a runner": (
+        PIPELINE,
+        {"quantization": "int8", "runner": "packed"},
+        "quantization: got 'int8' with runner 'packed', want runner auto or fast",
+    ),
+    "quantization of a device": (
+        STAGE,
+        {"pipeline": dataclasses.replace(PIPELINE, quantization="int8"), "device": "cuda:1"},
+        "quantization: got 'int8' on 'cuda:1', want device cpu or quantization none",
     ),
     "blocks": (PIPELINE, {"num_blocks": 0}, "num_blocks: got 0, want more than 0"),
     "stage": (STAGE, {"stage": 2}, "stage: got 2, want 0 to 1"),

@@ -131,11 +131,16 @@ def open_slice(
     dtype: torch.dtype,
     device: torch.device,
     runner: str = "auto",
+    quantization: str = "none",
 ) -> LoadedSlice:
     """Load half-open `layers` of the model that `config` (of `load_model_config`) describes.
 
     `make` is ShardedGeneralModel, or what a test has put in its place: nothing is opened before it
     asks for tensors. Raises ModelError, PlanError.
     """
-    model = make(config.get("hf_config"), layers, reader, dtype=dtype, device=device, runner=runner)
+    # Whoever stands in for ShardedGeneralModel need not know of quantization.
+    more = {} if quantization == "none" else {"quantization": quantization}
+    model = make(
+        config.get("hf_config"), layers, reader, dtype=dtype, device=device, runner=runner, **more
+    )
     return LoadedSlice(model, reader, config, dtype, device, runner)

@@ -55,6 +55,7 @@ class StageCalls(EngineBase):
                     device=self.device,
                     runner=pipeline.runner,
                 )
+                    quantization=pipeline.quantization,
                 _check_layers(loaded.model.num_layers, pipeline.num_layers)
                 doing = f"{pipeline.num_blocks} pages of {pipeline.block_size} tokens"
                 loaded.model.runner.setup_caches(

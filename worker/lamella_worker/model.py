@@ -12,6 +12,7 @@ import torch
 
 from lamella_checkpoint.cuts import forbidden_cuts, num_layers, text_config
 from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
+from lamella_checkpoint.quantization import FAMILIES
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.hf.family_table import PACKED
 from lamella_worker.hf.text_only import language_model
@@ -86,7 +87,9 @@ def build_runner(
 ) -> SliceRunner:
     """Load layers `[first, last)` into the runner that suits the model.
 
-    Raises ForbiddenCut where the family may not be cut, and what the runners raise.
+    Raises ForbiddenCut where the family may not be cut, UnsupportedFamily for a `quantization`
+    that the family's runner does not have, and what the runners raise.
+    quantization: str = "none",
     """
     check_cuts(config, first, last)
     config, reader = language_model(config, reader)
@@ -95,7 +98,9 @@ def build_runner(
         "runner chosen",
         extra={"family": config.model_type, "runner": kind, "first": first, "last": last},
     )
-    built = _build(kind, config, first, last, reader, dtype, device)
+    if quantization != "none" and kind != "fast":
+        raise _unquantized(config, quantization, kind)
+    built = _build(kind, config, first, last, reader, dtype, device, quantization)
     trim_heap()
     return built
 
@@ -112,8 +117,9 @@ def _build(
     # The library's modelling code is imported only when it is needed: it takes seconds.
     if kind == "fast":
         from lamella_worker.fast.runner import FastRunner
+    quantization: str,
 
-        return FastRunner.build(config, first, last, reader, dtype, device)
+        return FastRunner.build(config, first, last, reader, dtype, device, quantization)
     from lamella_worker.hf.slice import build_slice
 
     if kind == "packed":
@@ -132,6 +138,13 @@ def check_cuts(config: Any, first: int, last: int) -> None:
     """Raise ForbiddenCut when a stage may not begin at `first`, or the next one at `last`."""
     forbidden = forbidden_cuts(config)
     for index in (first, last):
+def _unquantized(config: Any, quantization: str, kind: RunnerKind) -> UnsupportedFamily:
+    return UnsupportedFamily(
+        f"quantization: got {quantization!r} for {config.model_type}, which the {kind} runner "
+        f"serves; want none, or the fast runner's families: {', '.join(FAMILIES)}"
+    )
+
+
         if index in forbidden:
             raise ForbiddenCut(
                 f"a stage begins at layer {index}, wanted elsewhere: {forbidden[index]}"
@@ -158,11 +171,19 @@ class ShardedGeneralModel:
         """Load the layers `layers` (half-open) of the model that `config` describes."""
         self.config = config
         self.num_layers = num_layers(text_config(config))
+        quantization: str = "none",
         self.layers = layers
         self.dtype = dtype
         self.device = torch.device(device)
         self.runner = build_runner(
-            config, layers.start, layers.stop, reader, dtype=dtype, device=device, runner=runner
+            config,
+            layers.start,
+            layers.stop,
+            reader,
+            dtype=dtype,
+            device=device,
+            runner=runner,
+            quantization=quantization,
         )
         self.max_generated_tokens = 0  # set by setup_caches
         self._released = False

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lamella_contract import errors, profile_message
+from lamella_contract import errors, names, profile_message
 from lamella_contract.errors import LamellaError
 from lamella_contract.profile import ModelProfile
 from lamella_contract.spec import ShardedModelSpec
@@ -69,11 +69,13 @@ class _Try:
 
 
 def profile_key(spec: ShardedModelSpec) -> str:
-    """What a profile depends on, hashed: the address, the revision asked for, the dtype, and
-    whose token reads it."""
+    """What a profile depends on, hashed: the address, the revision asked for, the dtype, the
+    quantization, and whose token reads it."""
     secret = spec.model.token_secret
     token = "" if secret is None else f"{secret.name}/{secret.key}"
-    parts = (str(spec.model.parsed), spec.pipeline.dtype or "", token)
+    parts = [str(spec.model.parsed), spec.pipeline.dtype or "", token]
+    if spec.pipeline.quantization != names.QUANTIZATIONS[0]:
+        parts.append(spec.pipeline.quantization)
     return object_names.digest("\n".join(parts), 16)
 
 

@@ -128,6 +128,7 @@ def pipeline_config(making: Making) -> PipelineConfig:
         max_queued_tokens=max(plan.kv_tokens, LONG_PROMPTS_QUEUED * plan.max_model_len),
         eos_token_ids=profile.eos_token_ids,
         vocab_size=profile.vocab_size,
+        quantization=profile.quantization,
         model_uid=making.model.uid,
     )
 

@@ -80,6 +80,8 @@ def _arguments(spec: ShardedModelSpec) -> list[str]:
         found = ["--uri", f"file:{configs.model_path(spec)}"]
     if spec.pipeline.dtype:
         found += ["--dtype", spec.pipeline.dtype]
+    if spec.pipeline.quantization != names.QUANTIZATIONS[0]:
+        found += ["--quantization", spec.pipeline.quantization]
     if token := configs.hub_token_file(spec):
         found += ["--token-file", token]
     return [*found, "--message-file", configs.TERMINATION_LOG]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from lamella_contract import names
+from lamella_contract.errors import PlanError
 from lamella_contract.plan import Plan, plan
 from lamella_contract.profile import ModelProfile
 from lamella_contract.spec import ShardedModelSpec, quantity
@@ -22,6 +24,11 @@ no less and no more than this. A CPU computes no more tokens than that in useful
 
 def planned(profile: ModelProfile, spec: ShardedModelSpec, settings: Settings) -> Plan:
     """Deal the layers out. Raises `PlanError` and its kind, with numbers and a way out."""
+    quantization = spec.pipeline.quantization
+    if quantization != names.QUANTIZATIONS[0] and not memory.runs_on_cpu(spec):
+        raise PlanError(
+            f"quantization: got {quantization} for stages on GPUs, want none there, or device cpu"
+        )
     make = functools.partial(
         plan,
         profile,

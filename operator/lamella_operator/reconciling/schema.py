@@ -29,6 +29,7 @@ NEEDED: tuple[str, ...] = (
     "spec.pipeline.stageMemory",
     "spec.pipeline.split",
     "spec.pipeline.dtype",
+    "spec.pipeline.quantization",
     "spec.pipeline.device",
     "spec.pipeline.stageSpecs",
     "spec.replicas",

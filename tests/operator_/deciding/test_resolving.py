@@ -78,10 +78,11 @@ def test_a_hub_that_is_away_for_long_is_asked_every_ten_minutes() -> None:
     "change",
     [
         {"model": {"uri": "hf://Qwen/Qwen3", "revision": "v2"}},
+        {"pipeline": {"quantization": "int8", "device": "cpu"}},
         {"images": {"gateway": "registry.test/mended:2"}},  # it may never have started
         {"nodeSelector": {"disk": "fast"}},
     ],
-    ids=["model", "image", "nodes"],
+    ids=["model", "quantization", "image", "nodes"],
 )
 def test_a_changed_manifest_is_resolved_anew(change: dict[str, Any]) -> None:
     world = World()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lamella_contract.errors import DoesNotFit
+from lamella_contract.errors import DoesNotFit, PlanError
 from lamella_operator.desired import memory, planning, volumes
 from lamella_operator.settings import GIB, MIB
 
@@ -65,6 +65,13 @@ def test_a_cpu_stage_asks_for_its_slice_and_caches_within_what_was_declared(
     for stage, planned in enumerate(made.plan.stages):
         asked = memory.host_memory(made.plan, stage, made.model.spec, made.settings)
         assert planned.needed_bytes(made.plan.kv_tokens) <= asked <= 8 * GIB
+
+
+def test_int8_is_for_cpus(make: Callable[..., Any]) -> None:
+    pipeline = {"stages": 2, "quantization": "int8"}
+    assert make({**HUB, "pipeline": pipeline}).plan.num_layers
+    with pytest.raises(PlanError, match="quantization: got int8 for stages on GPUs"):
+        make({**HUB, "pipeline": pipeline, "resources": {"limits": {"nvidia.com/gpu": 1}}})
 
 
 def test_caches_on_cpus_are_bounded_where_nobody_said_anything(make: Callable[..., Any]) -> None:

@@ -137,7 +137,8 @@ class DecoderLayer:
         if weights.gate is None:
             inner = weights.up.activated(x, self._spec.activation)
         else:
-            inner = weights.up.times(x, weights.gate.activated(x, self._spec.activation))
+            rows = weights.up.take(x)
+            inner = weights.up.times(rows, weights.gate.activated(rows, self._spec.activation))
         return self._join(weights.down, inner, residual, self._after_mlp)
 
     def _join(

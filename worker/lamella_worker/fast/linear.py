@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +21,36 @@ BATCH_HINT = 16
 """Rows that oneDNN lays weights out for. A hint of 1 makes larger batches slow, for no gain."""
 
 
+Operand: TypeAlias = Any
+"""Rows [tokens, in]: a tensor, or what `take` of a product of the same kind made of one."""
+
+
 class Linear(Protocol):
     """y = x W^T + b, alone or with what commonly follows in the same call. x [tokens, in]."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def take(self, x: torch.Tensor) -> Operand:
+        """x as products of this kind take it, made once for all that multiply the same rows."""
+        ...
+
+    def __call__(self, x: Operand) -> torch.Tensor:
         """[tokens, out]."""
         ...
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def add(self, x: Operand, residual: torch.Tensor) -> torch.Tensor:
         """residual + y; both [tokens, out]."""
         ...
 
-    def activated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
-        """activation(y); a name of ACTIVATIONS."""
+    def activated(self, x: Operand, activation: str) -> torch.Tensor:
+        """activation(y); a name of ACTIVATIONS. For another product of this kind only."""
         ...
 
-    def times(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """gate * y; both [tokens, out]."""
+    def times(self, x: Operand, gate: torch.Tensor) -> torch.Tensor:
+        """gate * y; both [tokens, out]. For another product of this kind only."""
         ...
+
+
+MakeLinear: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+"""From a weight [out, in] and a bias [out]; the sources may then be freed."""
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -66,6 +78,10 @@ class PlainLinear:
         self._weight = weight
         self._bias = bias
 
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """See Linear."""
+        return x
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See Linear."""
         return F.linear(x, self._weight, self._bias)
@@ -92,6 +108,10 @@ class PackedLinear:
         self._bias = bias
         self._unary = ops._linear_pointwise.default
         self._binary = ops._linear_pointwise.binary
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """See Linear."""
+        return x
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See Linear."""

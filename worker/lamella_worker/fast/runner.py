@@ -16,8 +16,15 @@ import torch.nn.functional as F
 from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.fast.config import Config
+from lamella_worker.fast.int8 import Int8Linear, choose_product
 from lamella_worker.fast.layers import DecoderLayer, Norm, StepContext, make_norm
-from lamella_worker.fast.linear import Linear, PlainLinear, fewest_rows, make_linear
+from lamella_worker.fast.linear import (
+    Linear,
+    MakeLinear,
+    PlainLinear,
+    fewest_rows,
+    make_linear,
+)
 from lamella_worker.fast.rope import Rope, make_rope
 from lamella_worker.fast.spec import DecoderSpec
 from lamella_worker.fast.table import spec_of
@@ -66,6 +73,7 @@ class FastRunner:
         head: Linear | None,
         dtype: torch.dtype,
         device: torch.device,
+        least_rows: int = 1,
     ) -> None:
         self._config = config
         self._spec = spec
@@ -76,7 +84,7 @@ class FastRunner:
         self._head = head
         self.dtype = dtype
         self.device = device
-        self._fewest_rows = fewest_rows(dtype, device.type)
+        self._fewest_rows = least_rows
         self._pool: PagedPool | None = None
         self._backend: AttentionBackend | None = None
         self._ropes: dict[str, Rope] = {}
@@ -90,18 +98,30 @@ class FastRunner:
         reader: TensorReader,
         dtype: torch.dtype,
         device: torch.device | str,
+        quantization: str = "none",
     ) -> "FastRunner":
-        """Read and lay out a slice, layer by layer. Raises UnsupportedFamily, MissingTensor."""
+        """Read and lay out a slice, layer by layer. Raises UnsupportedFamily, MissingTensor.
+
+        With `quantization` "int8" the weights of all products are quantised as they are read (the
+        embedding's table and the norms are none); InvalidConfig on other devices than a CPU.
+        """
         spec = spec_of(config)
         if not 0 <= first_layer < last_layer <= spec.layers:
             raise InvalidConfig(
                 f"layers [{first_layer}, {last_layer}); wanted within [0, {spec.layers})"
             )
         device = torch.device(device)
-        fewest_rows(dtype, device.type)  # measured before the weights take their memory
+        int8 = quantization == "int8"
+        if int8 and device.type != "cpu":
+            raise InvalidConfig(f"quantization: got 'int8' on {device}, want a CPU or none")
+        # Kernels are tried before the weights take their memory.
+        least_rows = 1 if int8 else fewest_rows(dtype, device.type)
+        if int8:
+            choose_product()
+        make: MakeLinear = Int8Linear if int8 else make_linear
         with torch.inference_mode():
             layers = [
-                DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device))
+                DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device, make))
                 for layer in range(first_layer, last_layer)
             ]
             embedding, final_norm, head = None, None, None
@@ -110,7 +130,7 @@ class FastRunner:
             if last_layer == spec.layers:
                 weights = read_norm(reader, FINAL_NORM, spec.norm, dtype, device)
                 final_norm = make_norm(weights, spec.norm, spec.hidden)
-                head = cls._read_head(reader, spec, embedding, dtype, device)
+                head = cls._read_head(reader, spec, embedding, dtype, device, int8)
         return cls(
             config,
             spec,
@@ -121,6 +141,7 @@ class FastRunner:
             head=head,
             dtype=dtype,
             device=device,
+            least_rows=least_rows,
         )
 
     @staticmethod
@@ -130,13 +151,18 @@ class FastRunner:
         embedding: torch.Tensor | None,
         dtype: torch.dtype,
         device: torch.device,
+        int8: bool,
     ) -> Linear:
-        if embedding is not None and spec.tied:
+        if embedding is None or not spec.tied:
+            name = EMBEDDING if spec.tied else HEAD
+            table = read_matrix(reader, name, dtype, device)
+        elif int8:
+            table = embedding
+        else:
             # One stage with both ends: a packed copy would be faster and weigh as much again, which
-            # the plan does not count.
+            # the plan does not count. (It counts the copy in int8, which is half of it.)
             return PlainLinear(embedding)
-        name = EMBEDDING if spec.tied else HEAD
-        return make_linear(read_matrix(reader, name, dtype, device))
+        return Int8Linear(table, None, torch.float32) if int8 else make_linear(table)
 
     @property
     def kv_bytes(self) -> int:

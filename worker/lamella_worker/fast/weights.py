@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from lamella_contract.errors import CorruptModel, MissingTensor
-from lamella_worker.fast.linear import Linear, make_linear
+from lamella_worker.fast.linear import Linear, MakeLinear, make_linear
 from lamella_worker.fast.rope import half_split_order
 from lamella_worker.fast.spec import DecoderSpec, NormSpec
 
@@ -90,6 +90,7 @@ def read_layer(
     layer: int,
     dtype: torch.dtype,
     device: torch.device,
+    make: MakeLinear = make_linear,
 ) -> LayerWeights:
     """Read one layer and lay it out; the tensors read are dropped before it returns."""
     prefix = layer_prefix(layer)
@@ -100,22 +101,22 @@ def read_layer(
     gate, up, down = (f"mlp.{name}" for name in spec.mlp_names)
     if spec.fused_gate_up:
         both = tensors.pop("mlp.gate_up_proj.weight")
-        gates: Linear | None = make_linear(both[: spec.intermediate].contiguous())
-        ups = make_linear(both[spec.intermediate :].contiguous())
+        gates: Linear | None = make(both[: spec.intermediate].contiguous(), None)
+        ups = make(both[spec.intermediate :].contiguous(), None)
         del both
     else:
-        gates = _linear(tensors, gate) if spec.gated else None
-        ups = _linear(tensors, up)
+        gates = _linear(tensors, gate, make) if spec.gated else None
+        ups = _linear(tensors, up, make)
     norms = {name: _norm(tensors, name) for name in _block_norms(spec)}
     if spec.qk_norm is not None:
         for name in (spec.qk_norm.q, spec.qk_norm.k):
             norms[name] = _reordered(_norm(tensors, f"self_attn.{name}"), spec)
     return LayerWeights(
-        qkv=_qkv(tensors, spec),
-        out=_linear(tensors, "self_attn.o_proj"),
+        qkv=_qkv(tensors, spec, make),
+        out=_linear(tensors, "self_attn.o_proj", make),
         gate=gates,
         up=ups,
-        down=_linear(tensors, down),
+        down=_linear(tensors, down, make),
         norms=norms,
     )
 
@@ -159,19 +160,19 @@ def _block_norms(spec: DecoderSpec) -> list[str]:
     return [name for name in names if name]
 
 
-def _linear(tensors: dict[str, torch.Tensor], name: str) -> Linear:
+def _linear(tensors: dict[str, torch.Tensor], name: str, make: MakeLinear) -> Linear:
     weight = tensors.pop(f"{name}.weight")
-    return make_linear(weight, tensors.pop(f"{name}.bias", None))
+    return make(weight, tensors.pop(f"{name}.bias", None))
 
 
 def _norm(tensors: dict[str, torch.Tensor], name: str) -> NormWeights:
     return NormWeights(tensors.pop(f"{name}.weight", None), tensors.pop(f"{name}.bias", None))
 
 
-def _qkv(tensors: dict[str, torch.Tensor], spec: DecoderSpec) -> Linear:
+def _qkv(tensors: dict[str, torch.Tensor], spec: DecoderSpec, make: MakeLinear) -> Linear:
     """Queries, keys and values in one product: [(heads + 2 kv_heads) * head_dim, hidden]."""
     if spec.fused_qkv:
-        return _linear(tensors, "self_attn.qkv_proj")
+        return _linear(tensors, "self_attn.qkv_proj", make)
     parts: dict[str, list[torch.Tensor]] = {"weight": [], "bias": []}
     for module, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads)):
         for kind, into in parts.items():
@@ -183,7 +184,7 @@ def _qkv(tensors: dict[str, torch.Tensor], spec: DecoderSpec) -> Linear:
                 raise CorruptModel(f"{module}_proj.{kind}: {tensor.shape[0]} rows; wanted {wanted}")
             into.append(_split_halves(tensor, spec) if module != "v" else tensor)
     bias = torch.cat(parts["bias"]) if parts["bias"] else None
-    return make_linear(torch.cat(parts["weight"]), bias)
+    return make(torch.cat(parts["weight"]), bias)
 
 
 def _split_halves(tensor: torch.Tensor, spec: DecoderSpec) -> torch.Tensor:

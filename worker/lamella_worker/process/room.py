@@ -29,7 +29,7 @@ def needed_bytes(config: StageConfig, source: Source) -> int:
     pipeline = config.pipeline
     ranges = [pipeline.layer_range(stage) for stage in range(pipeline.num_stages)]
     stages = plan(
-        inspect(source, dtype=pipeline.dtype),
+        inspect(source, dtype=pipeline.dtype, stored=pipeline.quantization),
         split=tuple(end - first for first, end in ranges),
         max_sequences=pipeline.max_sequences,
         block_size=pipeline.block_size,
