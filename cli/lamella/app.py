@@ -262,16 +262,16 @@ def _dtype(value: str | None) -> str | None:
     return value
 
 
-def _split(text: str | None) -> tuple[int, ...] | None:
-    from lamella.target import parse_split
-
-    return None if text is None else parse_split(text)
 def _quantization(value: str | None) -> str | None:
     if value is not None:
         _one_of("--quantization", value, names.QUANTIZATIONS)
     return value
 
 
+def _split(text: str | None) -> tuple[int, ...] | None:
+    from lamella.target import parse_split
+
+    return None if text is None else parse_split(text)
 
 
 def _quantity(text: str | None) -> int | None:

@@ -54,8 +54,8 @@ class StageCalls(EngineBase):
                     dtype=getattr(torch, pipeline.dtype),
                     device=self.device,
                     runner=pipeline.runner,
-                )
                     quantization=pipeline.quantization,
+                )
                 _check_layers(loaded.model.num_layers, pipeline.num_layers)
                 doing = f"{pipeline.num_blocks} pages of {pipeline.block_size} tokens"
                 loaded.model.runner.setup_caches(

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from lamella_checkpoint.cuts import forbidden_cuts, num_layers, text_config
-from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
 from lamella_checkpoint.quantization import FAMILIES
+from lamella_contract.errors import ForbiddenCut, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.hf.family_table import PACKED
 from lamella_worker.hf.text_only import language_model
@@ -84,22 +84,22 @@ def build_runner(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     runner: str = "auto",
+    quantization: str = "none",
 ) -> SliceRunner:
     """Load layers `[first, last)` into the runner that suits the model.
 
     Raises ForbiddenCut where the family may not be cut, UnsupportedFamily for a `quantization`
     that the family's runner does not have, and what the runners raise.
-    quantization: str = "none",
     """
     check_cuts(config, first, last)
     config, reader = language_model(config, reader)
     kind = choose(config, runner)
+    if quantization != "none" and kind != "fast":
+        raise _unquantized(config, quantization, kind)
     log.info(
         "runner chosen",
         extra={"family": config.model_type, "runner": kind, "first": first, "last": last},
     )
-    if quantization != "none" and kind != "fast":
-        raise _unquantized(config, quantization, kind)
     built = _build(kind, config, first, last, reader, dtype, device, quantization)
     trim_heap()
     return built
@@ -113,11 +113,11 @@ def _build(
     reader: TensorReader,
     dtype: torch.dtype,
     device: torch.device | str,
+    quantization: str,
 ) -> SliceRunner:
     # The library's modelling code is imported only when it is needed: it takes seconds.
     if kind == "fast":
         from lamella_worker.fast.runner import FastRunner
-    quantization: str,
 
         return FastRunner.build(config, first, last, reader, dtype, device, quantization)
     from lamella_worker.hf.slice import build_slice
@@ -134,10 +134,6 @@ def _build(
     return SequentialRunner(build_slice(config, first, last, reader, dtype=dtype, device=device))
 
 
-def check_cuts(config: Any, first: int, last: int) -> None:
-    """Raise ForbiddenCut when a stage may not begin at `first`, or the next one at `last`."""
-    forbidden = forbidden_cuts(config)
-    for index in (first, last):
 def _unquantized(config: Any, quantization: str, kind: RunnerKind) -> UnsupportedFamily:
     return UnsupportedFamily(
         f"quantization: got {quantization!r} for {config.model_type}, which the {kind} runner "
@@ -145,6 +141,10 @@ def _unquantized(config: Any, quantization: str, kind: RunnerKind) -> Unsupporte
     )
 
 
+def check_cuts(config: Any, first: int, last: int) -> None:
+    """Raise ForbiddenCut when a stage may not begin at `first`, or the next one at `last`."""
+    forbidden = forbidden_cuts(config)
+    for index in (first, last):
         if index in forbidden:
             raise ForbiddenCut(
                 f"a stage begins at layer {index}, wanted elsewhere: {forbidden[index]}"
@@ -167,11 +167,11 @@ class ShardedGeneralModel:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         runner: str = "auto",
+        quantization: str = "none",
     ) -> None:
         """Load the layers `layers` (half-open) of the model that `config` describes."""
         self.config = config
         self.num_layers = num_layers(text_config(config))
-        quantization: str = "none",
         self.layers = layers
         self.dtype = dtype
         self.device = torch.device(device)
