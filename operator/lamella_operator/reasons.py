@@ -61,6 +61,7 @@ UNSCHEDULABLE = "Unschedulable"  # taints, selectors, affinity or volumes rule e
 QUEUED = "Queued"  # its gang waits for room in its queue, or for nodes for all of it
 GANG_SYSTEM_MISSING = "GangSystemMissing"  # spec.scheduling.gang names what is not installed
 VOLUME_NOT_BOUND = "VolumeNotBound"  # a claim is missing or waits for its volume
+CLAIM_NOT_SHARED = "ClaimNotShared"  # fewer nodes can mount a claim than pods need it on
 QUOTA_EXCEEDED = "QuotaExceeded"  # a ResourceQuota of the namespace refused a pod
 LIMIT_RANGE = "LimitRange"  # a LimitRange of the namespace refused a pod
 ADMISSION_REFUSED = "AdmissionRefused"  # a webhook or Pod Security refused a pod

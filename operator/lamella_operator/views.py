@@ -145,6 +145,15 @@ class LiveObject:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimView:
+    """A PersistentVolumeClaim that the manifest names."""
+
+    name: str
+    exists: bool = True
+    access_modes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """The API server (quota, LimitRange, admission, conflict) would not take an action.
 
@@ -179,6 +188,8 @@ class Observed:
     filled only when a replica of ours has been half-placed for its timeout. ``refusals`` are of
     the actions of this very reconcile, when it is told after acting. ``public_key`` gives the
     public key (z85) of a role (``stage-0``, ``gateway-0``) in a generation, when it is asked for.
+    ``claims`` are those that the manifest names and that may be read; ``one_node`` is true when
+    the cluster is known to have no more.
     """
 
     now_s: float
@@ -191,4 +202,6 @@ class Observed:
     rings: Mapping[int, RingView] = field(default_factory=dict)
     rivals: tuple[Rival, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    claims: tuple[ClaimView, ...] = ()
+    one_node: bool = False
     public_key: Callable[[str, int], str] = field(default=no_keys, compare=False)

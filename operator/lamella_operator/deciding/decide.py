@@ -6,8 +6,9 @@ The steps, which the code below carries as numbers:
 2. A manifest that does not parse, or that these settings refuse: frozen. Lost stages are rebuilt
    from their own revision, nothing else changes.
 3. The model's profile, from the status or from an inspector pod.
-4. The revision that the manifest asks for: a stored one, else a new one, planned now. While the
-   profile is missing, the one that this manifest led to before, if it is stored.
+4. The revision that the manifest asks for: a stored one, else a new one, planned now. Refused like
+   2 where a claim that it names is missing, or cannot be mounted on all the nodes it is needed on.
+   While the profile is missing, the one that this manifest led to before, if it is stored.
 5. Which pipelines stay, go and come: scaling and rolling. Without a revision (the profile or the
    plan is missing) what runs is kept and repaired, and only scaled down.
 6. A half-placed pipeline gives way to an older one.
@@ -27,6 +28,7 @@ from lamella_operator import reasons
 from lamella_operator.actions import Action, Decision, Note, Wait
 from lamella_operator.deciding import (
     children,
+    claims,
     gang,
     gateways,
     keys,
@@ -77,6 +79,10 @@ def wants_rivals(observed: Observed) -> bool:
 
 
 def _find_target(observed: Observed, settings: Settings, course: Course) -> None:
+    missing = claims.missing(observed)
+    if missing is not None and not observed.revisions:
+        course.refused = missing  # an inspector would wait in vain
+        return
     course.resolution = resolving.resolve(observed, settings)  # 3
     if course.resolution.profile is None:
         again = revisions.matching(observed, course.known)
@@ -84,6 +90,9 @@ def _find_target(observed: Observed, settings: Settings, course: Course) -> None
             course.target, course.current = Target(again, again.plan), again
         return
     found = revisions.target(observed, course.resolution.profile, course.known, settings)  # 4
+    if found.plan is not None and found.refused is None:
+        why = claims.refused(observed, len(found.plan.stages))
+        found = found if why is None else Target(plan=found.plan, refused=why)
     course.target, course.refused, course.current = found, found.refused, found.revision
     if found.revision is not None:
         course.known = {**course.known, found.revision.hash: found.revision}
@@ -92,6 +101,8 @@ def _find_target(observed: Observed, settings: Settings, course: Course) -> None
 def _act(observed: Observed, settings: Settings, course: Course) -> list[Action]:
     spec = observed.model.spec
     first: list[Action] = []
+    if course.refused is not None and course.refused.reason in claims.REASONS:
+        first.append(Wait(claims.AGAIN_S))
     if course.resolution is not None:
         first += course.resolution.actions
     if course.target is not None:

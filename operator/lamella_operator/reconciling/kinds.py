@@ -45,6 +45,7 @@ POD = Kind("Pod", "v1", "pods")
 SERVICE = Kind("Service", "v1", "services")
 SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
+CLAIM = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
 NODE = Kind("Node", "v1", "nodes")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
 REVISION = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
@@ -68,4 +69,4 @@ OWNED = (POD, REVISION, *APPLIED)
 
 WATCHED = (MODEL, *OWNED)
 
-BY_NAME = {kind.name: kind for kind in (*WATCHED, *GANGS.values(), SECRET, EVENT, LEASE)}
+BY_NAME = {kind.name: kind for kind in (*WATCHED, *GANGS.values(), CLAIM, SECRET, EVENT, LEASE)}

@@ -17,6 +17,7 @@ from typing import Any
 from lamella_contract import names
 from lamella_operator.desired.gangs import gang_of
 from lamella_operator.reconciling import missing, parse, stage0
+from lamella_operator.reconciling.claims import claims_of
 from lamella_operator.reconciling.client import METADATA_ONLY, TABLE, Client, Document, selector
 from lamella_operator.reconciling.failures import Forbidden, NotFound
 from lamella_operator.reconciling.kinds import APPLIED, GANGS, MODEL, NODE, POD, REVISION
@@ -142,6 +143,8 @@ class Observer:
             ),
             objects=tuple(_live(found, key.uid)),
             rings=await stage0.rings(self.ask, stages),
+            claims=await claims_of(self.client, model),
+            one_node=nodes is not None and len(nodes) == 1,
             public_key=partial(self.public_key, key.uid),
         )
         version = parse.text(document, "metadata", "resourceVersion")

@@ -41,7 +41,7 @@ from lamella_operator.reconciling.reconcile import (
     Reconciler,
     state_of,
 )
-from lamella_operator.views import Observed
+from lamella_operator.views import ClaimView, Observed
 
 STAMP = "2025-11-25T03:00:00Z"
 KEY = ModelKey("ai", "tiny", "uid-m")
@@ -609,3 +609,25 @@ def test_nothing_of_a_model_that_goes_is_held_for_ever(lab: Lab, gone: bool) -> 
     assert lab.run(Wait(1)).state == GONE
     assert ending["metadata"]["finalizers"] == []
     assert stays["metadata"]["finalizers"] == [FINALIZER]
+
+
+@pytest.mark.parametrize("answer", ["there", "missing", "forbidden"])
+def test_claims_are_read_where_the_manifest_names_them(lab: Lab, answer: str) -> None:
+    lab.run(Wait(1))
+    assert not any("persistentvolumeclaims" in path for _, path in lab.store.asked)
+    lab.model()["spec"] = {"model": {"uri": "pvc://c/m"}, "cache": {"claimName": "c"}}
+    if answer == "there":
+        claim = thing("PersistentVolumeClaim", "c") | {"spec": {"accessModes": ["ReadWriteOnce"]}}
+        lab.store.put_in(claim, namespace="ai")
+    elif answer == "forbidden":
+        no = status(403, "Forbidden")
+        lab.store.before = lambda method, path, body: no if "claims" in path else None
+    lab.run(Wait(1))
+    assert (
+        lab.seen[-1].claims
+        == {
+            "there": (ClaimView("c", True, ("ReadWriteOnce",)),),
+            "missing": (ClaimView("c", exists=False),),
+            "forbidden": (),
+        }[answer]
+    )
