@@ -91,8 +91,8 @@ class RecoverySpec:
 class SchedulingSpec:
     """A half-placed pipeline that competes with another gives way after ``timeout_s`` seconds.
 
-    Neighbouring stages are placed close by ``topology_key``, where that is possible. ``gang`` is one
-    of `GANGS`: who places all pods of a pipeline together; ``queue_name`` is its queue ("": the
+    Neighbouring stages are placed close by ``topology_key``, where that is possible. ``gang`` is
+    one of `GANGS`: who places all pods of a pipeline together; ``queue_name`` is its queue ("": the
     system's default). ``scheduler_name`` "" is the gang's own scheduler, or the cluster's default.
     """
 

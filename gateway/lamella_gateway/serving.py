@@ -27,7 +27,7 @@ import uvloop
 from setproctitle import setproctitle
 
 from lamella_checkpoint.notorch import hide_torch
-from lamella_contract import logs, names
+from lamella_contract import listening, logs, names
 from lamella_contract.config import GatewayConfig
 from lamella_contract.errors import InvalidConfig, LamellaError
 
@@ -120,11 +120,13 @@ async def serve(config: GatewayConfig, listener: socket.socket, *, parent_pid: i
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; OSError EADDRINUSE when another process has the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    """A listening TCP socket, for both families where ``host`` is a wildcard; OSError EADDRINUSE
+    when another process has the port."""
+    host = listening.host_of(host)
+    listener = socket.socket(listening.family_of(host), socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.open_to_both(listener, host)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except BaseException:

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 
-from lamella_contract import names
+from lamella_contract import listening, names
 from lamella_contract.errors import InvalidConfig
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,16 @@ class LiveServer:
         """Binds ``host:port``; InvalidConfig names an address that cannot be had."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        host = listening.host_of(host)
         try:
             if not 0 <= int(port) <= 65535:
                 raise ValueError(f"no port has the number {port}")
-            self._listener = socket.create_server((host, int(port)), family=family, backlog=64)
+            self._listener = socket.create_server(
+                (host, int(port)),
+                family=listening.family_of(host),
+                backlog=64,
+                dualstack_ipv6=host == listening.EVERY,
+            )
         except (OSError, ValueError) as error:
             raise InvalidConfig(f"live_address={address!r}: {error}") from error
         self._listener.setblocking(False)

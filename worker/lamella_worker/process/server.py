@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lamella_contract import listening
 from lamella_worker.process.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class StageServer:
 
     def __init__(self, address: str, telemetry: Telemetry) -> None:
         host, _, port = address.rpartition(":")
-        host = host.strip("[]")
+        host = listening.host_of(host.strip("[]"))
         registry = CollectorRegistry()
         registry.register(TelemetryCollector(telemetry))
         make = _Server6 if ":" in host else _Server
@@ -107,6 +108,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
+        listening.open_to_both(self.socket, str(self.server_address[0]))
         # HTTPServer would look its own name up, which may take long where there is no DNS.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
