@@ -54,13 +54,17 @@ class Server:
         (found,) = status.runs(list(self.run_base.glob("lamella-*")))
         return found
 
-    def ring(self) -> dict[str, Any]:
-        """Stage 0's totals over finished steps: steps, and compute nanoseconds of each stage."""
-        port = self.run().document["probe_ports"][0]
+    def stage(self, number: int) -> dict[str, Any]:
+        """What a stage says of itself."""
+        port = self.run().document["probe_ports"][number]
         document = watch.get_json("127.0.0.1", port, "/status")
         if document is None:
-            raise SystemExit(f"stage 0 does not answer; its log is {self.log}")
-        return dict(document["ring"])
+            raise SystemExit(f"stage {number} does not answer; its log is {self.log}")
+        return document
+
+    def ring(self) -> dict[str, Any]:
+        """Stage 0's totals over finished steps: steps, and compute nanoseconds of each stage."""
+        return dict(self.stage(0)["ring"])
 
     def stream(self, tokens: int) -> tuple[list[float], int]:
         """Arrival times of the pieces of one answer, seconds, and its number of tokens."""
