@@ -7,7 +7,7 @@ STAGES ?= 2
 MODELS ?= 1000
 SCHEDULES ?= 10000
 ROUNDS ?= 5
-OUT ?= peers-results
+OUT ?= build/peers
 
 .PHONY: help setup run check format lint types imports unit test families serve-test integration \
 	simulation e2e images bench bench-operator bench-peers bench-kill bench-recovery golden map clean

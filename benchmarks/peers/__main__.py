@@ -3,7 +3,7 @@
     python -m benchmarks.peers                      five rounds, everything
     python -m benchmarks.peers --quick              two rounds
     python -m benchmarks.peers --only lamella-1,lamella-2 --quick      no peer is needed
-    python -m benchmarks.peers --into FOLDER        a later call adds its rounds to what is there
+    python -m benchmarks.peers --into FOLDER --add  adds its rounds to those that are there
 
 The client, the servers and all else share the two cores. See docs/performance.md.
 """
@@ -26,6 +26,8 @@ from benchmarks.peers.systems import SYSTEMS, System
 from lamella import bench
 from lamella.errors import EndpointError
 
+TURNS = "turns.json"
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -35,7 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds")
     parser.add_argument("--only", default="", help="keys of systems, such as lamella-2,vllm-2")
     parser.add_argument("--cores", default="", help="two core numbers; default: the first two")
-    parser.add_argument("--into", type=Path, default=Path("peers-results"))
+    parser.add_argument("--into", type=Path, default=Path("build/peers"))
+    parser.add_argument("--add", action="store_true", help="keep the rounds that are there")
     parser.add_argument("--install-only", action="store_true")
     parser.add_argument("--kill", action="store_true", help="kill a stage of each instead")
     parser.add_argument("--streams", type=int, default=16, help="with --kill")
@@ -94,7 +97,7 @@ def main() -> int:
     options = arguments()
     systems = chosen(options.only)
     tools = install.tools({system.peer for system in systems})
-    files = install.files(options.model)
+    files = install.files(options.model, with_gguf=tools.llama is not None)
     for name, reason in tools.reasons.items():
         say(f"{name} cannot be had: {reason}")
     if options.install_only:
@@ -104,7 +107,9 @@ def main() -> int:
     os.sched_setaffinity(0, {first, second})
     options.into.mkdir(parents=True, exist_ok=True)
     levels = [int(level) for level in options.levels.split(",")]
-    results = Results()
+    results, kept = Results(), options.into / TURNS
+    if options.add and kept.is_file():
+        results = Results.of_json(json.loads(kept.read_text(encoding="utf-8")))
     context = (tools, files, (first, second), options.into.resolve())
     if options.kill:
         return kill_each(systems, context, options, results)
@@ -113,7 +118,8 @@ def main() -> int:
         askings = [pair for pair in there if pair]
         count = 2 if options.quick else options.rounds
         results.floors.append(measure.floor(files.folder, first))
-        measure.rounds(askings, levels, count, results, tell)
+        begin = max((turn.round for turn in results.turns), default=0) + 1
+        measure.rounds(askings, levels, count, results, tell, first=begin)
         results.floors.append(measure.floor(files.folder, first))
     write(results, levels, systems, options.into)
     return 0
@@ -148,8 +154,8 @@ def kill_each(
 def write(results: Results, levels: list[int], systems: tuple[System, ...], folder: Path) -> None:
     text = report.table(results, levels, systems)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    document = {"turns": [turn.as_json() for turn in results.turns], "missing": results.missing}
-    (folder / "turns.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    text_json = json.dumps(results.as_json(), indent=1) + "\n"
+    (folder / TURNS).write_text(text_json, encoding="utf-8")
     report.plot(results, levels, folder / "peers.png")
     print(text)
 

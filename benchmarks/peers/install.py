@@ -168,14 +168,16 @@ def tools(wanted: set[str]) -> Tools:
     return Tools(**found, reasons=reasons)
 
 
-def files(size: str) -> Files:
-    """The model, made once, in both formats. A process of its own: this one must stay small."""
+def files(size: str, *, with_gguf: bool) -> Files:
+    """The model, made once. By processes of their own: this one must stay small."""
     folder = cache_home() / size
     script = Path(__file__).parents[1] / "models.py"
     subprocess.run(
         [sys.executable, str(script), size, str(folder)], check=True, stdout=subprocess.DEVNULL
     )
     path = cache_home() / f"{size}.gguf"
+    if not with_gguf:
+        return Files(folder, path)
     subprocess.run(
         [sys.executable, str(Path(__file__).with_name("gguf_model.py")), str(folder), str(path)],
         check=True,

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.running import Running
+from benchmarks.peers.systems import System
 
 from lamella import bench
 from lamella.bench_client import Address
 
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 128
 SETTLE_S = 0.5
+CROWD = 64
+"""So many at once take longer than all smaller levels together: measured in every other round, of
+slow systems in the first only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Turn:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "level": self.level.as_json()}
+
+    @classmethod
+    def of_json(cls, document: dict[str, Any]) -> Turn:
+        """What `as_json` made."""
+        return cls(**{**document, "level": bench.Level(**document["level"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,19 @@ class Results:
     turns: list[Turn] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     floors: list[Floor] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "turns": [turn.as_json() for turn in self.turns],
+            "missing": self.missing,
+            "floors": [asdict(each) for each in self.floors],
+        }
+
+    @classmethod
+    def of_json(cls, document: dict[str, Any]) -> Results:
+        """What `as_json` made. What was missing is tried anew."""
+        turns = [Turn.of_json(each) for each in document["turns"]]
+        return cls(turns, floors=[Floor(**each) for each in document["floors"]])
 
     def cell(self, system: str, concurrency: int) -> Cell | None:
         """None where there was no turn."""
@@ -163,6 +185,14 @@ def warm_up(running: Running, asking: bench.Asking, concurrency: int) -> None:
     asyncio.run(bench.run_level(asking, load, 500 + concurrency))
 
 
+def is_due(system: System, concurrency: int, number: int) -> bool:
+    """Whether a system has a turn at a level in this round of a run, counted from 0."""
+    often = 2 if system.slow else 1
+    if concurrency >= CROWD:
+        return number == 0 if system.slow else number % 2 == 0
+    return number % often == 0
+
+
 def rounds(
     askings: list[tuple[Running, bench.Asking]],
     levels: list[int],
@@ -171,13 +201,17 @@ def rounds(
     tell: Callable[[Turn], None],
     first: int = 1,
 ) -> None:
-    """`count` rounds. All systems but the one whose turn it is are held; ours are not, since a held
-    stage is taken for a dead one, and an idle one of ours takes nothing that can be measured."""
+    """`count` rounds, a crowd in every other one. Peers are held but for their turns; ours are not,
+    since a held stage is taken for a dead one."""
     for number in range(first, first + count):
         for running, asking in askings:
+            if not any(is_due(running.system, level, number - first) for level in levels):
+                continue
             running.go_on()
             time.sleep(SETTLE_S)
             for concurrency in levels:
+                if not is_due(running.system, concurrency, number - first):
+                    continue
                 turn = take_turn(running, asking, concurrency, number)
                 results.turns.append(turn)
                 tell(turn)

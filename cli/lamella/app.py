@@ -182,10 +182,14 @@ def bench_command(
     requests: Annotated[
         int | None, Option(min=1, help="Requests per level; default: 2 per client, 4 at least.")
     ] = None,
+    chat: Annotated[bool, Option("--chat", help="Ask for chats, not completions.")] = False,
     output: Output = "table",
     api_key: ApiKey = "",
 ) -> None:
-    """Measure an endpoint from outside: time to first token, per token, throughput, failures."""
+    """Measure an endpoint from outside: time to first token, per token, throughput, failures.
+
+    Any OpenAI-compatible one; of a Lamella gateway also what the stages' own step times allow.
+    """
     import asyncio
     import json
 
@@ -197,7 +201,7 @@ def bench_command(
         for clients in _numbers("--concurrency", concurrency)
     ]
     address = client.base_url(url)
-    model, levels = asyncio.run(bench.run(address, api_key, loads))
+    model, levels = asyncio.run(bench.run(address, api_key, loads, chat=chat))
     out = show.console()
     if output == "json":
         document = {"url": address, "model": model, "levels": [x.as_json() for x in levels]}

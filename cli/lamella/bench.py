@@ -8,6 +8,7 @@ throughput, output tokens of all requests over the wall time of the level.
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,6 +55,13 @@ class Level:
     itl_ms_p50: float
     itl_ms_p99: float
     first_error: str = ""
+    possible_tokens_per_s: float = 0.0
+    """What the stages' own step times allow; a Lamella gateway tells, 0.0 elsewhere."""
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """What all clients get while all are being answered."""
+        return 1e3 * self.concurrency / self.tpot_ms_p50 if self.tpot_ms_p50 > 0 else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The figures as a JSON object."""
@@ -212,13 +220,50 @@ async def run(
     for index, load in enumerate(loads):
         first_seed = seed + 10_000 * (index + 1)
         found = await find_out(asking, load, first_seed - 1)
-        levels.append(await run_level(found, load, first_seed))
+        level = await run_level(found, load, first_seed)
+        ceiling = possible(gateway_status(url, api_key), load.concurrency)
+        levels.append(replace(level, possible_tokens_per_s=ceiling))
     return model, levels
+
+
+def gateway_status(url: str, api_key: str) -> dict[str, Any]:
+    """/status of a Lamella gateway; {} from anything else."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url}/status", headers=client.headers(api_key), timeout=5.0)
+        document = answer.json() if answer.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def possible(status: Mapping[str, Any], concurrency: int) -> float:
+    """Tokens per second that the pipelines' step times allow with so many requests shared among
+    them; 0.0 when it is not known. Between two numbers of requests it is taken for linear."""
+    found = [each.get("roofline") for each in status.get("pipelines", ()) if each.get("ready")]
+    known = [{int(p["requests"]): float(p["tokens_per_s"]) for p in line} for line in found if line]
+    if not known:
+        return 0.0
+    share = max(concurrency / len(known), 1.0)
+    return sum(_between(points, share) for points in known)
+
+
+def _between(points: Mapping[int, float], at: float) -> float:
+    """Linear between the points; 0.0 beyond the last, where nothing was measured."""
+    below = max((x for x in points if x <= at), default=None)
+    above = min((x for x in points if x >= at), default=None)
+    if below is None or above is None:
+        return 0.0
+    if below == above:
+        return points[below]
+    part = (at - below) / (above - below)
+    return points[below] + part * (points[above] - points[below])
 
 
 COLUMNS = (
     "clients", "requests", "failed", "tokens in", "tokens out", "tok/s", "TTFT ms", "p99",
-    "TPOT ms", "p99 ", "ITL ms", "p99  ",
+    "TPOT ms", "p99 ", "ITL ms", "p99  ", "possible",
 )  # fmt: skip
 
 
@@ -237,4 +282,13 @@ def row(level: Level) -> tuple[str, ...]:
         f"{level.tpot_ms_p99:.2f}",
         f"{level.itl_ms_p50:.2f}",
         f"{level.itl_ms_p99:.2f}",
+        _of_possible(level),
     )
+
+
+def _of_possible(level: Level) -> str:
+    """The ceiling, and how much of it the decoding reached."""
+    if not level.possible_tokens_per_s:
+        return "-"
+    share = level.decode_tokens_per_s / level.possible_tokens_per_s
+    return f"{level.possible_tokens_per_s:.0f} tok/s ({share:.0%})"

@@ -170,3 +170,27 @@ def test_ours_is_held_against_its_own_steps_and_the_bandwidth() -> None:
     assert "Lamella, 2 stages: 1: 95% of 50 tok/s." in text
     assert "Two stages less one, per token at 1: 1.01 ms." in text
     assert "255 MB per step at 17.0 GB/s = 15.0 ms; two stages need 1.40 times that." in text
+
+
+def test_rounds_are_kept_for_a_later_call() -> None:
+    results = measure.Results([turn("lamella-2", 1, level(4, 100.0, 1), gateway=30.0)])
+    results.floors.append(measure.Floor(255, 17.0))
+    results.missing["vllm-1"] = "no g++"
+    again = measure.Results.of_json(json.loads(json.dumps(results.as_json())))
+    assert again.turns == results.turns
+    assert again.floors == results.floors
+    assert again.missing == {}, "it is tried anew"
+
+
+@pytest.mark.parametrize(
+    ("key", "concurrency", "due"),
+    [
+        ("lamella-2", 16, [0, 1, 2, 3, 4]),
+        ("vllm-2", 64, [0, 2, 4]),
+        ("llama-2", 1, [0, 2, 4]),
+        ("hf-2", 64, [0]),
+    ],
+)
+def test_in_which_rounds_there_is_a_turn(key: str, concurrency: int, due: list[int]) -> None:
+    (system,) = (system for system in systems.SYSTEMS if system.key == key)
+    assert [n for n in range(5) if measure.is_due(system, concurrency, n)] == due

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -187,3 +188,43 @@ def test_an_endpoint_that_takes_nothing_is_an_error(picky: Any) -> None:
     picky.refuses = ("model",)
     with pytest.raises(EndpointError, match="HTTP 422: unknown"):
         asyncio.run(bench.run(picky.url, "", [LOAD]))
+
+
+def told(*pipelines: dict[str, Any]) -> dict[str, Any]:
+    return {"pipelines": list(pipelines)}
+
+
+def line(*points: tuple[int, float], ready: bool = True) -> dict[str, Any]:
+    roofline = [{"requests": n, "tokens_per_s": rate} for n, rate in points]
+    return {"ready": ready, "roofline": roofline}
+
+
+@pytest.mark.parametrize(
+    ("status", "concurrency", "want"),
+    [
+        ({}, 4, 0.0),
+        (told({"ready": True}), 4, 0.0),
+        (told(line((1, 50.0), (4, 180.0))), 4, 180.0),
+        (told(line((1, 50.0), (4, 200.0))), 2, 100.0),
+        (told(line((1, 50.0), (4, 200.0))), 8, 0.0),
+        (told(line((1, 50.0), (4, 200.0)), line((1, 40.0), (4, 160.0))), 8, 360.0),
+        (told(line((4, 200.0)), line((4, 160.0), ready=False)), 4, 200.0),
+    ],
+    ids=[
+        "no gateway of ours", "not measured yet", "measured", "between", "beyond what was seen",
+        "two pipelines share the load", "one of two is down",
+    ],
+)  # fmt: skip
+def test_what_a_gateway_says_is_possible(
+    status: dict[str, Any], concurrency: int, want: float
+) -> None:
+    assert bench.possible(status, concurrency) == pytest.approx(want)
+
+
+def test_the_share_of_what_is_possible_is_about_decoding() -> None:
+    sample = Sample((0.1, 0.12, 0.14), 8, 3)
+    level = bench.summarize(bench.Load(4, 4, 8, 3), [sample] * 4, wall_s=9.0)
+    assert level.decode_tokens_per_s == pytest.approx(200.0)
+    told_level = replace(level, possible_tokens_per_s=250.0)
+    assert bench.row(level)[-1] == "-"
+    assert bench.row(told_level)[-1] == "250 tok/s (80%)"
