@@ -127,6 +127,14 @@ class StageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """Tokens per second that the stages' own step times allow when so many requests decode."""
+
+    requests: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """How a pipeline is, on Hello and on every change; ``reason`` says why it is not ready."""
 
@@ -138,6 +146,7 @@ class PipelineStatus:
     running: int
     waiting: int
     stages: tuple[StageReport, ...] = ()
+    roofline: tuple[Ceiling, ...] = ()
 
 
 GatewayMessage: TypeAlias = Hello | Submit | Cancel | Replay | Events | PipelineStatus

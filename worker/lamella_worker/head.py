@@ -79,6 +79,9 @@ class InFlight(NamedTuple):
     step: int
     sent_s: float  # monotonic
     predicted_s: float
+    rows: int  # of a step that only decodes; 0 of others
+    rested: bool  # there was nothing to do before it
+    alone: bool  # no other step was on the way
 
 
 class HeadLoop:
@@ -115,6 +118,7 @@ class HeadLoop:
         self._gate = InGate(config_hash, channel, telemetry, what="StepDone")
         self._serving = False  # the ring's word; while the gate is shut nothing is scheduled
         self._in_flight: deque[InFlight] = deque()
+        self._rested = True
         self._published_s = 0.0
         self._held: list[OwnedEvent] = []
         self.stopping = False
@@ -195,6 +199,7 @@ class HeadLoop:
         """A new epoch: what was in flight is forgotten; `Resume` tells from where to go on."""
         self._serving = False
         self._in_flight.clear()
+        self._rested = True  # what an outage cost is no bubble
         held = self._runner.enter(order.incarnation)
         relink(order, self._gate, self._out, self._channel, held)
 
@@ -213,6 +218,7 @@ class HeadLoop:
         """One step, if there is one to be made; True when there was."""
         scheduled = self._scheduler.next_step(self._clock())
         if scheduled is None:
+            self._rested = self._rested or not self._in_flight
             return False
         predicted_s = scheduled.predicted_s or UNKNOWN_STEP_S
         self._run(scheduled.header, scheduled.token_ids, predicted_s)
@@ -226,7 +232,11 @@ class HeadLoop:
         except WireError as error:  # our own tables disagree: start the epoch anew
             self._gate.shut(f"stage 0: {error}")
             return
-        self._in_flight.append(InFlight(header.step, self._clock(), predicted_s))
+        decoding = len(header.segments) if len(header.segments) == len(token_ids) else 0
+        alone, now_s = not self._in_flight, self._clock()
+        flight = InFlight(header.step, now_s, predicted_s, decoding, self._rested, alone)
+        self._in_flight.append(flight)
+        self._rested = False
         if self._out is None:
             self._finish(StepDone(header.step, rows, (spent,), failed))
             return
@@ -254,11 +264,15 @@ class HeadLoop:
         if not self._in_flight or self._in_flight[0].step != done.step:
             self._gate.shut(f"step {done.step} is done out of order")
             return
-        self._in_flight.popleft()
+        flight = self._in_flight.popleft()
         if done.step >= PROBE_STEP:
             self._probe_done(done)
             return
-        self._telemetry.add_trace(done.trace)
+        alone = flight.alone and not self._in_flight
+        round_ns = int(1e9 * (self._clock() - flight.sent_s)) if alone else 0
+        self._telemetry.ring.add(
+            done.trace, rows=flight.rows, rested=flight.rested, round_ns=round_ns
+        )
         try:
             self._held += self._scheduler.complete(done, self._clock())
         except WireError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lamella_contract.config import StageConfig
-from lamella_contract.wire import Heartbeat, PipelineStatus, StageReport
+from lamella_contract.wire import Ceiling, Heartbeat, PipelineStatus, StageReport
 from lamella_worker.membership.ring import Ring
 from lamella_worker.process.telemetry import Telemetry
 
@@ -57,4 +57,5 @@ def pipeline_status(
         running=stats.running if stats else 0,
         waiting=stats.waiting if stats else 0,
         stages=stages,
+        roofline=tuple(Ceiling(*each) for each in telemetry.ring.roofline().items()),
     )

@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lamella_contract import listening
+from lamella_worker.process import ring_metrics
 from lamella_worker.process.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class TelemetryCollector(Collector):
             )
             counter.add_metric([stage], nanoseconds / 1e9)
             yield counter
+        if telemetry.stage == 0:
+            yield from ring_metrics.metrics(telemetry.ring)
         gauges = {
             "lamella_ready": (float(telemetry.ready), "1 when /readyz is true"),
             "lamella_epoch": (float(telemetry.epoch), "The epoch this stage is in"),

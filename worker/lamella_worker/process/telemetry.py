@@ -10,7 +10,8 @@ import resource
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lamella_contract.wire import StageReport, StageTime
+from lamella_contract.wire import StageReport
+from lamella_worker.process.ring_times import RingTimes
 from lamella_worker.scheduling.limits import SchedulerStats
 
 
@@ -74,9 +75,7 @@ class Telemetry:
     load: LoadProgress = field(default_factory=LoadProgress)
     counters: Counters = field(default_factory=Counters)
     memory: dict[str, int] = field(default_factory=dict)
-    ring_compute_ns: list[int] = field(default_factory=list)  # stage 0: per stage, from traces
-    ring_idle_ns: list[int] = field(default_factory=list)
-    ring_steps: int = 0
+    ring: RingTimes = field(default_factory=RingTimes)  # stage 0 only, from traces
     scheduler: SchedulerStats | None = None  # stage 0 only
     oldest_step_sent_s: float = 0.0  # monotonic; 0 when no step is in flight
     predicted_step_s: float = 0.0
@@ -92,16 +91,6 @@ class Telemetry:
     def set_state(self, state: str, *, ready: bool, reason: str = "") -> None:
         """Publish where this stage stands."""
         self.state, self.ready, self.reason = state, ready, reason
-
-    def add_trace(self, trace: tuple[StageTime, ...]) -> None:
-        """Stage 0: add one finished step's times, one entry per stage."""
-        if len(self.ring_compute_ns) != len(trace):
-            self.ring_compute_ns = [0] * len(trace)
-            self.ring_idle_ns = [0] * len(trace)
-        for stage, time in enumerate(trace):
-            self.ring_compute_ns[stage] += time.compute_ns
-            self.ring_idle_ns[stage] += time.idle_ns
-        self.ring_steps += 1
 
     def snapshot(self) -> dict[str, Any]:
         """The document of /status."""
@@ -136,11 +125,7 @@ class Telemetry:
             "tokens": counters.tokens,
             "restarts": counters.restarts,
             "resolver_failures": counters.resolver_failures,
-            "ring": {
-                "steps": self.ring_steps,
-                "compute_ns": self.ring_compute_ns,
-                "idle_ns": self.ring_idle_ns,
-            },
+            "ring": self.ring.snapshot(),
             "scheduler": asdict(self.scheduler) if self.scheduler else {},
             **(self._ring_of_stages() if self.stage == 0 else {}),
         }
