@@ -25,14 +25,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+import uvloop
 from benchmarks import operator_bench_world as world
 from benchmarks.fake_kubelet import FakeKubelet, Pod
 from benchmarks.operator_bench_api import Api, Thing
 
 from lamella_contract import names
+
+K = TypeVar("K")
 
 SETTLED_LIMIT_S = 180.0  # to come to rest in
 
@@ -80,20 +83,28 @@ class Bench:
 
     async def converge(self) -> None:
         """Step 1."""
-        start = time.monotonic()
+        start, before = time.monotonic(), world.others_cpu_s(self.plane)
+        resting, served = self.operator.cpu_s(), await world.served(self.api)
         await world.apply_models(self.api, self.options)
         self.found("applied", f"{time.monotonic() - start:.1f} s")
         await self._all_ready("converging")
         took = time.monotonic() - start
         self.found("first apply to all Ready", f"{took:.1f} s")
+        own = self.operator.cpu_s() - resting
+        others = _difference(world.others_cpu_s(self.plane), before)
+        used = own + sum(others.values())
+        told = ", ".join(f"{name} {each:.0f}" for name, each in others.items())
+        self.found("CPU seconds in it", f"{used:.0f}: operator {own:.0f}, {told}")
+        calls = await self.operator.calls()
+        answered = _difference(await world.served(self.api), served)
+        asked = sum(calls.values()), sum(answered.values())
+        self.found("requests in it", f"{asked[1]:,.0f}, of these the operator's {asked[0]:,.0f}")
         await self._settled()
         calls = await self.operator.calls()
         self.found("requests until then", f"{sum(calls.values()):,.0f} ({_by_verb(calls)})")
         rounds = (await self.operator.reconciles()).items()
         self.found("reconciles", ", ".join(f"{count:,.0f} {result}" for result, count in rounds))
         self.found("operator's CPU until then", f"{self.operator.cpu_s():.1f} s")
-        others = world.others_cpu_s(self.plane).items()
-        self.found("others' CPU", ", ".join(f"{name} {used:.0f} s" for name, used in others))
         self.found("operator's peak memory", f"{self.operator.peak_mb():.0f} MB")
 
     async def quiet(self) -> None:
@@ -188,9 +199,7 @@ async def _until(condition: Callable[[], bool], what: str, limit_s: float = 120)
         await asyncio.sleep(0.005)
 
 
-def _difference(
-    after: Mapping[tuple[str, str], float], before: Mapping[tuple[str, str], float]
-) -> dict[tuple[str, str], float]:
+def _difference(after: Mapping[K, float], before: Mapping[K, float]) -> dict[K, float]:
     return {key: value - before.get(key, 0) for key, value in after.items()}
 
 
@@ -268,7 +277,7 @@ def main() -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lamella-bench-")))
         folder.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        asyncio.run(_run(options, folder.resolve()))
+        uvloop.run(_run(options, folder.resolve()))
     return 0
 
 

@@ -159,6 +159,19 @@ async def watch_models(api: Api, told: Callable[[str, Thing], None]) -> None:
         told(kind, thing)
 
 
+async def served(api: Api) -> Calls:
+    """Requests that the API server has answered since it started, whoever sent them; no watches."""
+    text = (await api.request("GET", "/metrics")).decode()
+    found: Calls = {}
+    for line in text.splitlines():
+        if line.startswith("apiserver_request_total{"):
+            (sample,) = next(iter(text_string_to_metric_families(line))).samples
+            verb, resource = sample.labels["verb"].lower(), sample.labels["resource"]
+            if verb != "watch":
+                found[verb, resource] = found.get((verb, resource), 0) + sample.value
+    return found
+
+
 async def versions(api: Api) -> dict[str, str]:
     """resourceVersion of everything that the operator may write, by path and name."""
     found = {}

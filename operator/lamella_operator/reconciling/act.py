@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from lamella_contract.names import KIND, LABEL_MODEL_UID
 from lamella_operator.actions import Action, Apply, Create, Delete, EnsureKeys, Release, Wait
 from lamella_operator.deciding.gang import releases
-from lamella_operator.reconciling.client import JSON_PATCH, Client, Document, selector
+from lamella_operator.reconciling.client import JSON_PATCH, TO_THE_END, Client, Document, selector
 from lamella_operator.reconciling.failures import ApiError, Conflict, NotFound
 from lamella_operator.reconciling.keys import Keys
-from lamella_operator.reconciling.kinds import BY_NAME, POD, Kind
+from lamella_operator.reconciling.kinds import APPLIED, BY_NAME, POD, Kind
 from lamella_operator.reconciling.observe import owned_by
 from lamella_operator.reconciling.parse import items, mapping, pod, text
 from lamella_operator.reconciling.refusing import foreign, is_refusal, refusal
-from lamella_operator.views import Manifest, Observed, Refusal, kind_name
+from lamella_operator.views import Manifest, Observed, PodView, Refusal, kind_name
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class _Deed:
                 if stranger is not None:
                     return stranger
             else:
-                await self.client.apply(kind, namespace, name, manifest)
+                self._wrote(kind, await self.client.apply(kind, namespace, name, manifest))
         except ApiError as error:
             if not is_refusal(error):
                 raise
@@ -177,13 +177,13 @@ class _Deed:
         namespace = self.observed.model.namespace
         new = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": NO_VERSION}}
         try:
-            await self.client.apply(kind, namespace, name, new)
+            self._wrote(kind, await self.client.apply(kind, namespace, name, new))
         except Conflict:
             live = await self._live(kind, name)
             stranger = None if live is None else self._stranger(live, manifest)
             if stranger is not None:
                 return stranger
-            await self.client.apply(kind, namespace, name, manifest)
+            self._wrote(kind, await self.client.apply(kind, namespace, name, manifest))
         return None
 
     async def _release(self, action: Release) -> None:
@@ -196,6 +196,13 @@ class _Deed:
             return
         self.acted.writes += released
 
+    def _wrote(self, kind: Kind, document: Document) -> None:
+        """What is applied is decided together: that it is there now leads to nothing more."""
+        if kind not in APPLIED:
+            return  # not watched: it has no echo
+        meta = mapping(document, "metadata")
+        self.client.wrote(text(meta, "uid"), text(meta, "resourceVersion"))
+
     async def _delete(self, action: Delete) -> bool:
         kind = BY_NAME[action.kind]
         try:
@@ -207,6 +214,8 @@ class _Deed:
                 raise
             self._refuse(refusal(error, {"kind": action.kind, "metadata": {"name": action.name}}))
             return False
+        if action.uid in {one.uid for one in self.observed.inspectors if _is_over(one)}:
+            self.client.wrote(action.uid, TO_THE_END)  # read and removed: nothing waits for it
         self.acted.writes += 1
         facts = {"kind": action.kind, "object": action.name, "why": action.why}
         log.info("deleted", extra={**facts, "grace_s": action.grace_s})
@@ -258,6 +267,11 @@ async def release(client: Client, namespace: str, action: Release) -> bool:
         raise
     log.info("released", extra={"kind": POD.kind, "object": action.name})
     return True
+
+
+def _is_over(pod: PodView) -> bool:
+    """Whether a pod's object is all that is left of it, and goes as soon as it is deleted."""
+    return pod.phase in ("Succeeded", "Failed") and not pod.finalizers
 
 
 def _kind_and_name(manifest: Manifest) -> tuple[Kind, str]:

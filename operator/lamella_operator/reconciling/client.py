@@ -9,7 +9,6 @@ deterministic name. Knows no model and decides nothing.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -17,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
+
+import msgspec
 
 from lamella_contract import names
 from lamella_operator.reconciling import trimming
@@ -66,6 +67,12 @@ class Transport(Protocol):
 Counted = Callable[[str, str, int], None]
 """Told of each attempt: verb, plural (``pods``), status (0: no answer)."""
 
+Wrote = Callable[[str, str], None]
+"""Told of a write whose echo is no news: the object's UID and its resourceVersion after it."""
+
+TO_THE_END = "to the end"
+"""In place of that version: nothing that still happens to the object is news."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -80,6 +87,7 @@ class Client:
     """Calls of the API server, at most ``parallel`` at a time.
 
     ``fence`` is called before each attempt to write, and raises when writing is not allowed.
+    ``wrote`` is for those who write: see `Wrote`.
     """
 
     def __init__(
@@ -89,8 +97,10 @@ class Client:
         clock: Clock | None = None,
         counted: Counted = lambda verb, plural, status: None,
         fence: Callable[[], None] = lambda: None,
+        wrote: Wrote = lambda uid, version: None,
         parallel: int = 32,
     ) -> None:
+        self.wrote = wrote
         self._transport = transport
         self._clock = clock or Clock()
         self._counted = counted
@@ -265,6 +275,6 @@ def selector(pairs: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
 
 def _json(body: bytes, *, trimmed: bool) -> object:
     try:
-        return trimming.document(body) if trimmed else json.loads(body)
-    except ValueError:
+        return trimming.document(body) if trimmed else msgspec.json.decode(body)
+    except (ValueError, msgspec.DecodeError):
         return None

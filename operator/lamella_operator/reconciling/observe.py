@@ -20,7 +20,16 @@ from lamella_operator.reconciling import missing, parse, stage0
 from lamella_operator.reconciling.claims import claims_of
 from lamella_operator.reconciling.client import METADATA_ONLY, TABLE, Client, Document, selector
 from lamella_operator.reconciling.failures import Forbidden, NotFound
-from lamella_operator.reconciling.kinds import APPLIED, GANGS, MODEL, NODE, POD, REVISION
+from lamella_operator.reconciling.kinds import (
+    APPLIED,
+    GANGS,
+    MODEL,
+    NODE,
+    OWNED,
+    POD,
+    REVISION,
+    Kind,
+)
 from lamella_operator.reconciling.parse import items, mapping
 from lamella_operator.views import (
     LiveObject,
@@ -111,18 +120,14 @@ class Observer:
         model = parse.model(document)
         if model is None or model.uid != key.uid:
             return None
-        kinds = (POD, REVISION, *APPLIED)
         labels = selector({names.LABEL_MODEL_UID: key.uid})
-        listed = await asyncio.gather(
-            *(
-                self.client.list_objects(kind, key.namespace, keep=_whole, labels=labels, few=True)
-                for kind in kinds
-            )
-        )
+        begun = bool(model.status.get("updateRevision"))
+        found = await self._listed(key, labels, OWNED if begun else (POD, REVISION))
+        if not begun:
+            # A revision is made before everything but inspectors: without it there is no more.
+            more = APPLIED if found[REVISION.kind] or any(map(_serves, found[POD.kind])) else ()
+            found |= await self._listed(key, labels, more)
         nodes = await self.nodes.ready()
-        found: dict[str, list[Document]] = {
-            kind.kind: documents for kind, documents in zip(kinds, listed, strict=True)
-        }
         found |= await self._groups(model, found, labels)
         pods = await missing.told(
             self.client,
@@ -150,6 +155,18 @@ class Observer:
         version = parse.text(document, "metadata", "resourceVersion")
         soon = bool(stage0.to_ask(stages)) or any(missing.creating(pod) for pod in pods)
         return Sight(observed, version, soon)
+
+    async def _listed(
+        self, key: ModelKey, labels: str, kinds: Sequence[Kind]
+    ) -> dict[str, list[Document]]:
+        """One LIST for each of ``kinds``, all at once, by kind."""
+        listed = await asyncio.gather(
+            *(
+                self.client.list_objects(kind, key.namespace, keep=_whole, labels=labels, few=True)
+                for kind in kinds
+            )
+        )
+        return {kind.kind: documents for kind, documents in zip(kinds, listed, strict=True)}
 
     async def _groups(
         self, model: ModelView, found: Mapping[str, Sequence[Document]], labels: str
@@ -199,6 +216,12 @@ class Observer:
 
 def _whole(document: Document) -> Document:
     return document
+
+
+def _serves(pod: Document) -> bool:
+    """Whether it is a stage's or a gateway's."""
+    labels = parse.mapping(pod, "metadata", "labels")
+    return parse.text(labels, names.LABEL_ROLE) != names.ROLE_INSPECTOR
 
 
 def _first_pod(revision: Document) -> list[Mapping[str, Any]]:

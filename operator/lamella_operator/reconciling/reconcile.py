@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 5.0  # between two questions to a stage 0 whose ring is not ready
 STATUS_S = 10.0  # after which a status that was only newer numbers is written
+FIRST_S = 1.0  # for which a model's very first status waits for more to tell
 GONE, REFUSED, DEGRADED, PAUSED, READY, PROGRESSING, NOT_READY = (
     "Gone",
     "Refused",
@@ -111,6 +112,9 @@ class Reconciler:
     ) -> bool:
         """Whether there is something new that was not worth writing yet."""
         model, old = observed.model, observed.model.status
+        if _just_begun(old, situation, acted):
+            acted.wait(FIRST_S)
+            return False
         new = self.brain.status_document(observed, situation)
         last_s = self._written_s.get(model.uid, 0.0)
         if not self.brain.should_write(old, new, last_s, observed.now_s):
@@ -127,6 +131,13 @@ class Reconciler:
 def too_old(problem: str) -> Situation:
     """What is told of a model when the CRD does not know all its fields."""
     return Situation(refused=Note(reasons.CRD_TOO_OLD, problem))
+
+
+def _just_begun(old: Manifest, situation: Situation, acted: Acted) -> bool:
+    """Whether nothing was ever told, and an inspector was made by this very pass: the next look,
+    which comes at once, knows more, and nothing is lost that the inspector's name does not say."""
+    waits = situation.unresolved is not None and not situation.replicas
+    return not old and waits and bool(acted.writes) and not acted.refusals
 
 
 def state_of(situation: Situation) -> str:

@@ -16,6 +16,7 @@ from lamella_contract import names
 from lamella_operator.reconciling.client import Client, Document
 from lamella_operator.reconciling.failures import ApiError
 from lamella_operator.reconciling.kinds import EVENT, MODEL
+from lamella_operator.reconciling.parse import mapping, text
 from lamella_operator.views import ModelView
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,26 @@ class EventLine(Protocol):
 
 
 async def write_status(client: Client, model: ModelView, status: Document) -> None:
-    """Replaces the status; the UID is a precondition. Raises `ApiError`."""
+    """Replaces the status; the UID is a precondition. Raises `ApiError`.
+
+    The echo is no news where nothing but the status differs from the ``model`` that was seen: what
+    a decision takes from a status it has known since before it was written.
+    """
     manifest: Document = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {"name": model.name, "namespace": model.namespace, "uid": model.uid},
         "status": status,
     }
-    await client.apply(MODEL, model.namespace, model.name, manifest, sub="status")
+    now = await client.apply(MODEL, model.namespace, model.name, manifest, sub="status")
+    meta = mapping(now, "metadata")
+    same = (
+        meta.get("generation") == model.generation
+        and mapping(meta, "annotations") == model.annotations
+        and "deletionTimestamp" not in meta
+    )
+    if same:
+        client.wrote(model.uid, text(meta, "resourceVersion"))
 
 
 async def post_events(

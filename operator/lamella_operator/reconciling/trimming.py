@@ -1,19 +1,18 @@
 """Metadata that the API server sends, cut down to what is looked at while it is decoded.
 
-It comes with ``managedFields``, which as Python objects take ten times what all the rest takes:
-when a thousand models start, thousands of events wait, and a page of a LIST has hundreds of
-objects. Knows no kopf and no model.
+It comes with ``managedFields``, which as Python objects take ten times what all the rest takes,
+and a page of a LIST has hundreds of objects. Knows no kopf and no model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import msgspec
 
-_TRIMMED = frozenset({"ADDED", "MODIFIED", "DELETED", "BOOKMARK"})
+_TRIMMED = frozenset({"ADDED", "MODIFIED", "DELETED"})
 
 
 class Chunks(Protocol):
@@ -56,8 +55,13 @@ _pages = msgspec.json.Decoder(_Page)
 _encode = msgspec.json.Encoder().encode
 
 
-def event(line: bytes) -> bytes:
-    """One line of a watch; as it is when it is none that we know (an error, say)."""
+Told = Callable[[Any, bool], None]
+"""Told of an object in an event, and whether it is gone."""
+
+
+def event(line: bytes, told: Told) -> bytes:
+    """A bookmark in place of a line of a watch whose object ``told`` was told; the line itself when
+    it is none that we know (an error, say)."""
     try:
         found = _events.decode(line)
         if found.type not in _TRIMMED:
@@ -65,7 +69,12 @@ def event(line: bytes) -> bytes:
         thing = _things.decode(found.object)
     except msgspec.DecodeError:
         return line
-    return _encode({"type": found.type, "object": thing})
+    told(msgspec.to_builtins(thing), found.type == "DELETED")
+    version = thing.metadata.resource_version
+    mark = {"apiVersion": thing.api_version, "kind": thing.kind}
+    return _encode(
+        {"type": "BOOKMARK", "object": {**mark, "metadata": {"resourceVersion": version}}}
+    )
 
 
 def document(body: bytes) -> Any:
@@ -88,10 +97,11 @@ def document(body: bytes) -> Any:
 
 
 class Lines:
-    """A watch's body whose lines are trimmed; everything else is the body's own."""
+    """A watch's body whose objects ``told`` is told, and bookmarks in their place; everything else
+    is the body's own."""
 
-    def __init__(self, body: Chunks) -> None:
-        self._body = body
+    def __init__(self, body: Chunks, told: Told) -> None:
+        self._body, self._told = body, told
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
@@ -102,6 +112,6 @@ class Lines:
         async for chunk in self._body.iter_chunked(n):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                yield event(line) + b"\n"
+                yield event(line, self._told) + b"\n"
         if rest:
-            yield event(rest)
+            yield event(rest, self._told)

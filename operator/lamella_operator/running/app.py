@@ -37,6 +37,7 @@ from lamella_operator.running.ledger import LATE_S, Ledger
 from lamella_operator.running.metrics import Metrics
 from lamella_operator.running.resync import Resync
 from lamella_operator.running.supervise import Supervisor
+from lamella_operator.running.wakes import Wakes
 from lamella_operator.running.watches import Watches
 from lamella_operator.running.work import Workers
 from lamella_operator.running.workqueue import WorkQueue
@@ -84,6 +85,7 @@ class App:
     supervisor: Supervisor = field(init=False)
     resync: Resync = field(init=False)
     workers: Workers = field(init=False)
+    wakes: Wakes = field(init=False)
 
     def __post_init__(self) -> None:
         settings, counted = self.settings, self.metrics.request
@@ -91,14 +93,19 @@ class App:
         self.leadership = Leadership(
             self.reader, settings.namespace, self.process.lease, Elector(self.process.identity)
         )
-        writer = Client(self.access, counted=counted, fence=self.leadership.check)
+        self.wakes = Wakes(self.queue)
+        writer = Client(
+            self.access, counted=counted, fence=self.leadership.check, wrote=self.wakes.wrote
+        )
         self.keys = Keys(writer, settings.namespace, settings.root_secret, time.monotonic)
         nodes = Nodes(writer, not settings.namespaces, time.monotonic)
         observer = Observer(
             writer, nodes, self.ask, self.keys.public_key, settings.namespaces, time.time
         )
         self.reconciler = Reconciler(writer, observer, Actor(writer, self.keys), self.brain)
-        watches = Watches(self.ledger, self.queue.add, self.access.open_session, self._take_signals)
+        watches = Watches(
+            self.ledger, self.wakes.told, self.access.open_session, self._take_signals
+        )
         self.supervisor = Supervisor(watches.watch, self._watch_began)
         self.resync = Resync(
             self.reader,
@@ -111,7 +118,11 @@ class App:
             self.supervisor.renew,
         )
         self.workers = Workers(
-            self.queue, self.reconciler.reconcile, self.metrics, self.process.workers
+            self.queue,
+            self.reconciler.reconcile,
+            self.metrics,
+            self.process.workers,
+            self.wakes.rested,
         )
 
     async def run(self) -> int:

@@ -28,12 +28,13 @@ STUCK_S = 300.0  # a reconcile that takes longer is stuck: each of its calls end
 
 @dataclass(slots=True)
 class Workers:
-    """``count`` reconciles at a time."""
+    """``count`` reconciles at a time; ``rested`` is told of each that ends, before the queue is."""
 
     queue: WorkQueue[ModelKey]
     reconcile: Callable[[ModelKey], Awaitable[Outcome]]
     metrics: Metrics
     count: int
+    rested: Callable[[ModelKey], None] = lambda key: None
 
     async def run(self) -> None:
         """Until cancelled; raises `LeadershipLost`."""
@@ -71,6 +72,7 @@ class Workers:
         self.metrics.duration.observe(time.monotonic() - began_s)
 
     def _done(self, key: ModelKey, outcome: Outcome) -> None:
+        self.rested(key)
         self.metrics.outcome(key, outcome)
         if outcome.state == GONE:
             self.queue.forget(key)
@@ -79,6 +81,7 @@ class Workers:
         log.debug("reconciled", extra={"state": outcome.state, "again_s": outcome.again_s})
 
     def _failed(self, key: ModelKey, kind: str, error: Exception, *, loud: bool) -> None:
+        self.rested(key)
         self.metrics.failure(kind)
         again_s = self.queue.failed(key)
         facts = {"kind": kind, "again_s": round(again_s, 2)}

@@ -117,6 +117,10 @@ class WorkQueue(Generic[K]):
         """For how long the first key in the queue has waited; 0.0 for an empty queue."""
         return self._loop.time() - self._since_s[self._ready[0]] if self._ready else 0.0
 
+    def is_at_work(self, key: K) -> bool:
+        """Whether a round of ``key`` goes on."""
+        return key in self._working
+
     def longest_s(self) -> float:
         """For how long the slowest of the rounds at work has gone on."""
         return self._loop.time() - min(self._working.values()) if self._working else 0.0

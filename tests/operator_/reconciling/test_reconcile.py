@@ -27,13 +27,14 @@ from lamella_operator.actions import (
     Wait,
 )
 from lamella_operator.reconciling.act import Actor
-from lamella_operator.reconciling.client import Client
+from lamella_operator.reconciling.client import TO_THE_END, Client
 from lamella_operator.reconciling.failures import ApiError
 from lamella_operator.reconciling.keys import Keys
 from lamella_operator.reconciling.kinds import MODEL
 from lamella_operator.reconciling.observe import ModelKey, Nodes, Observer
 from lamella_operator.reconciling.reconcile import (
     ASK_AGAIN_S,
+    FIRST_S,
     GONE,
     STATUS_S,
     Brain,
@@ -81,11 +82,12 @@ class Lab:
     asked: list[str] = field(default_factory=list)
     answer: object = None
     now_s: float = 1000.0
+    echoes: list[tuple[str, str]] = field(default_factory=list)
     reconciler: Reconciler = field(init=False)
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
-        client = Client(self.store)
+        client = Client(self.store, wrote=lambda uid, version: self.echoes.append((uid, version)))
         self.keys = Keys(client, "system", "root", lambda: self.now_s)
 
         async def ask(host: str, port: int, path: str) -> object:
@@ -448,6 +450,107 @@ def test_nothing_is_written_when_nothing_changes(lab: Lab) -> None:
     for _ in range(3):
         assert lab.run().writes == 0
     assert lab.store.writes == []
+
+
+def test_the_first_status_waits_for_more_to_tell_after_an_inspector_was_made(lab: Lab) -> None:
+    lab.situation = Situation(unresolved=Note(reasons.RESOLVING, "an inspector is made"))
+    inspector = thing("Pod", "tiny-inspect-a", **{names.LABEL_ROLE: names.ROLE_INSPECTOR})
+    assert lab.run(Create(inspector), Wait(15)).again_s == FIRST_S
+    assert [path.split("/")[-1] for _, path in lab.store.writes] == ["pods"]
+    lab.run(Wait(15))
+    assert [path.split("/")[-1] for _, path in lab.store.writes] == ["pods", "events", "status"]
+
+
+def test_a_first_refusal_is_told_at_once(lab: Lab) -> None:
+    lab.situation = Situation(unresolved=Note(reasons.RESOLVING, "an inspector is made"))
+    no = status(403, "Forbidden", "pods is forbidden: exceeded quota: q")
+    lab.store.before = lambda method, path, body: (
+        no if (method, path[-5:]) == ("POST", "/pods") else None
+    )
+    lab.run(Create(thing("Pod", "tiny-inspect-a", **{names.LABEL_ROLE: names.ROLE_INSPECTOR})))
+    assert lab.store.writes[-1][1].endswith("/status")
+
+
+def listed(lab: Lab) -> set[str]:
+    """Kinds that were listed, by plural."""
+    paths = [path.split("?")[0] for _, path in lab.store.asked if "labelSelector" in path]
+    return {path.split("/")[-1] for path in paths}
+
+
+AROUND = {"services", "deployments", "poddisruptionbudgets", "networkpolicies"}
+
+
+@pytest.mark.parametrize(
+    ("there", "role", "around"),
+    [
+        ("", "", False),
+        ("Pod", names.ROLE_INSPECTOR, False),
+        ("Pod", names.ROLE_STAGE, True),
+        ("Pod", names.ROLE_GATEWAY, True),
+        ("ControllerRevision", "", True),
+    ],
+    ids=["nothing", "an inspector", "a stage", "a gateway", "a revision"],
+)
+def test_what_is_made_after_a_revision_is_listed_only_where_there_may_be_any(
+    lab: Lab, there: str, role: str, around: bool
+) -> None:
+    if there:
+        lab.store.put_in(thing(there, "tiny-x", **({names.LABEL_ROLE: role} if role else {})))
+    lab.run()
+    assert listed(lab) == {"pods", "controllerrevisions"} | (AROUND if around else set())
+
+
+def test_a_model_whose_status_names_a_revision_is_looked_at_wholly(lab: Lab) -> None:
+    lab.document = {"reason": "Ready", "updateRevision": "r"}
+    lab.run()
+    lab.store.asked.clear()
+    lab.run()
+    assert listed(lab) == {"pods", "controllerrevisions"} | AROUND
+
+
+def test_echoes_of_the_status_and_of_what_is_applied_are_foretold(lab: Lab) -> None:
+    lab.run(Apply(thing("Service", "tiny")), Create(pod("tiny-0-0-a")))
+    objects = {path.split("/")[-2]: one["metadata"] for path, one in lab.store.objects.items()}
+    assert lab.echoes == [
+        (objects[kind]["uid"], objects[kind]["resourceVersion"])
+        for kind in ("services", "shardedmodels")
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"generation": 2}, {"annotations": {names.ANNOTATION_RESUME: "1"}}],
+    ids=["spec", "annotation"],
+)
+def test_the_echo_of_a_status_is_news_when_the_manifest_changed_meanwhile(
+    lab: Lab, change: dict[str, Any]
+) -> None:
+    def changed(method: str, path: str, body: Any) -> None:
+        if path.endswith("/status"):
+            lab.model(**change)
+
+    lab.store.before = changed
+    lab.run()
+    assert lab.echoes == []
+
+
+def test_an_inspector_that_has_ended_is_deleted_and_not_heard_of_again(lab: Lab) -> None:
+    inspectors = [
+        {
+            **thing("Pod", f"tiny-{phase}", **{names.LABEL_ROLE: names.ROLE_INSPECTOR}),
+            "status": {"phase": phase},
+        }
+        for phase in ("Succeeded", "Running")
+    ]
+    uids = [lab.store.put_in(one)["metadata"]["uid"] for one in inspectors]
+    lab.run(
+        *(
+            Delete("Pod", one["metadata"]["name"], uid)
+            for one, uid in zip(inspectors, uids, strict=True)
+        )
+    )
+    assert (uids[0], TO_THE_END) in lab.echoes
+    assert uids[1] not in {uid for uid, _ in lab.echoes}
 
 
 def test_a_status_that_is_not_worth_writing_yet_is_written_later(lab: Lab) -> None:

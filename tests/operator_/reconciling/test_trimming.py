@@ -1,4 +1,5 @@
-"""What a watch receives is cut down to what is looked at, whichever way it is cut into chunks."""
+"""What a watch receives is told as it comes, whichever way it is cut into chunks, and cut down to
+what is looked at."""
 
 from __future__ import annotations
 
@@ -28,24 +29,36 @@ class Body:
             yield self.data[at : at + self.size]
 
 
-def told(text: bytes, size: int) -> bytes:
-    async def read() -> bytes:
-        return b"".join([part async for part in Lines(Body(text, size)).iter_chunked(99)])
+def told(text: bytes, size: int) -> tuple[bytes, list[tuple[Any, bool]]]:
+    """What is passed on, and what was told on the way."""
+    seen: list[tuple[Any, bool]] = []
 
-    return asyncio.run(read())
+    async def read() -> bytes:
+        lines = Lines(Body(text, size), lambda one, gone: seen.append((one, gone)))
+        return b"".join([part async for part in lines.iter_chunked(99)])
+
+    return asyncio.run(read()), seen
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
-def test_lines_are_trimmed_however_they_arrive(size: int) -> None:
-    given = [{"type": "ADDED", "object": WHOLE}, ERROR, {"type": "DELETED", "object": WHOLE}]
-    wanted = [{"type": "ADDED", "object": SMALL}, ERROR, {"type": "DELETED", "object": SMALL}]
+def test_objects_are_told_and_bookmarks_passed_on_however_lines_arrive(size: int) -> None:
+    mark = {"type": "BOOKMARK", "object": {"kind": "P", "metadata": {"resourceVersion": "7"}}}
+    given = [{"type": "ADDED", "object": WHOLE}, ERROR, mark, {"type": "DELETED", "object": WHOLE}]
     text = b"".join(json.dumps(one).encode() + b"\n" for one in given)
-    assert [json.loads(line) for line in told(text, size).splitlines()] == wanted
+    passed, seen = told(text, size)
+    lines = [json.loads(line) for line in passed.splitlines()]
+    assert [line["type"] for line in lines] == ["BOOKMARK", "ERROR", "BOOKMARK", "BOOKMARK"]
+    assert [line["object"]["metadata"]["resourceVersion"] for line in lines if line != ERROR] == [
+        "7",
+        "7",
+        "7",
+    ]
+    assert seen == [(SMALL, False), (SMALL, True)]
 
 
 @pytest.mark.parametrize("text", [b"no JSON\n", b'{"type": "ADDED"}\n', b'{"cut', b"\n", b""])
 def test_what_is_no_event_is_passed_on(text: bytes) -> None:
-    assert told(text, 5) == text
+    assert told(text, 5) == (text, [])
 
 
 LIST = {"apiVersion": "v1", "kind": "L", "metadata": {"resourceVersion": "9", "continue": "x"}}
@@ -72,4 +85,4 @@ def test_what_is_no_json_is_refused() -> None:
 
 
 def test_everything_else_is_the_bodys_own() -> None:
-    assert Lines(Body(b"x", 3)).size == 3
+    assert Lines(Body(b"x", 3), lambda one, gone: None).size == 3
