@@ -458,5 +458,5 @@ def test_a_missing_tensor_is_named():
         def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
             return {}
 
-    with pytest.raises(MissingTensor, match=r"layers\.0\.self_attn\.q_proj\.weight"):
-        FastRunner.build(make_config(CASES["llama"]), 0, 1, Empty(), torch.float32, "cpu")
+    with pytest.raises(MissingTensor, match=r"layers\.1\.self_attn\.q_proj\.weight"):
+        FastRunner.build(make_config(CASES["llama"]), 1, 2, Empty(), torch.float32, "cpu")

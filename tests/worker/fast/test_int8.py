@@ -134,6 +134,22 @@ def test_any_cut_gives_the_same_and_is_near_the_unquantised_model(case):
         assert float(alike.min()) > 0.97
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bfloat16_stays_near_float32(case):
+    config = make_config(CASES[case])
+    model = make_model(config)
+    batch = StepBatch((Segment(0, 0, 12, np.arange(3, dtype=np.int32), True),), BLOCK)
+    ids = torch.from_numpy(prompts_of(config, [12])[0])
+    logits = []
+    for dtype, quantized in ((torch.float32, "none"), (torch.bfloat16, "int8")):
+        reader = DictReader(model.state_dict())
+        runner = FastRunner.build(config, 0, 5, reader, dtype, "cpu", quantized)
+        runner.setup_caches(num_blocks=8, block_size=BLOCK, max_sequences=1, max_model_len=64)
+        logits.append(runner.step(batch, {"token_ids": ids})["logits"])
+    assert logits[1].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(*logits).item() > 0.95
+
+
 @pytest.mark.parametrize("case", ["llama", "qwen3-tied", "gemma3"])
 def test_greedy_output_does_not_depend_on_the_batch(case):
     config = make_config(CASES[case])

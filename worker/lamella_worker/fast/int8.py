@@ -34,7 +34,6 @@ class Rows:
 
     values: torch.Tensor  # uint8 [rows, in]
     largest: torch.Tensor  # float32 [rows, 1]
-    dtype: torch.dtype  # that x had
 
     @classmethod
     def of(cls, x: torch.Tensor) -> "Rows":
@@ -43,7 +42,7 @@ class Rows:
         largest = y.abs().amax(-1, keepdim=True).clamp_min_(_TINY)
         # Truncation after adding a half is rounding, for what is not negative.
         y.mul_(LARGEST / largest).add_(ZERO + 0.5)
-        return cls(y.to(torch.uint8), largest, x.dtype)
+        return cls(y.to(torch.uint8), largest)
 
 
 class Product(Protocol):
@@ -111,11 +110,11 @@ class Int8Linear:
         bias: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype` is what `__call__` gives; None: the dtype of its rows."""
+        """`dtype` is what `__call__` gives, whatever its rows are; None: the weight's."""
         ints, scale = quantise_weight(weight)
         self._product = choose_product()(ints, scale)
         self._bias = None if bias is None else bias.float()
-        self._dtype = dtype
+        self._dtype = dtype or weight.dtype
 
     def take(self, x: torch.Tensor) -> Rows:
         """See Linear."""
@@ -123,8 +122,7 @@ class Int8Linear:
 
     def __call__(self, x: Operand) -> torch.Tensor:
         """See Linear."""
-        rows = _rows(x)
-        return self._sums(rows).to(self._dtype or rows.dtype)
+        return self._sums(_rows(x)).to(self._dtype)
 
     def add(self, x: Operand, residual: torch.Tensor) -> torch.Tensor:
         """See Linear."""

@@ -120,10 +120,7 @@ class FastRunner:
             choose_product()
         make: MakeLinear = Int8Linear if int8 else make_linear
         with torch.inference_mode():
-            layers = [
-                DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device, make))
-                for layer in range(first_layer, last_layer)
-            ]
+            # The ends first: what making a head takes for a while is free again for the layers.
             embedding, final_norm, head = None, None, None
             if first_layer == 0:
                 embedding = read_matrix(reader, EMBEDDING, dtype, device)
@@ -131,6 +128,10 @@ class FastRunner:
                 weights = read_norm(reader, FINAL_NORM, spec.norm, dtype, device)
                 final_norm = make_norm(weights, spec.norm, spec.hidden)
                 head = cls._read_head(reader, spec, embedding, dtype, device, int8)
+            layers = [
+                DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device, make))
+                for layer in range(first_layer, last_layer)
+            ]
         return cls(
             config,
             spec,
