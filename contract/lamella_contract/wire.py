@@ -41,6 +41,7 @@ from lamella_contract.wire_control import (
 from lamella_contract.wire_gateway import (
     FINISHES,
     GATEWAY_KINDS,
+    NO_SALT,
     Cancel,
     Ceiling,
     Events,
@@ -81,6 +82,7 @@ __all__ = [
     "GATEWAY_KINDS",
     "MAGIC",
     "NO_INCARNATION",
+    "NO_SALT",
     "VERSION",
     "Adopt",
     "Buffer",

@@ -17,7 +17,7 @@ from lamella_contract.errors import WireError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"LMLA"
-VERSION = 2
+VERSION = 3
 NO_INCARNATION = bytes(16)  # sent by who has not met the scheduler yet
 
 # magic, version, kind, reserved (0), config hash, incarnation, epoch, sequence, body bytes

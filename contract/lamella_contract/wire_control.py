@@ -116,14 +116,15 @@ class HeldSlot:
 class MembersAck:
     """A stage has dropped what was in flight and dialled its next under this membership.
 
-    ``held`` is what it kept of sequences from earlier epochs of this incarnation.
+    ``held`` is what it kept of sequences from earlier epochs of this incarnation; None: it has
+    state that cannot go back, so that it never keeps anything.
     """
 
     stage: int
     incarnation: str
     epoch: int
     last_step: int = -1
-    held: tuple[HeldSlot, ...] = ()
+    held: tuple[HeldSlot, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True)

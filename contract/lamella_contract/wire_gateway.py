@@ -34,12 +34,14 @@ from lamella_contract.wire_step import (
 )
 
 REQUEST_ID_BYTES = 16
+NO_SALT = bytes(16)
 
-SUBMIT = struct.Struct("<16sIII")  # request id, attempt, prompt length, ids
+SUBMIT = struct.Struct("<16sIII16s")  # request id, attempt, prompt length, ids, salt
 CANCEL = struct.Struct("<16sI")  # request id, attempt
 REPLAY = struct.Struct("<16sII")  # request id, attempt, position
 EVENTS = struct.Struct("<I")  # events
-EVENT = struct.Struct("<16sIIIBB")  # request id, attempt, position, ids, finish, has error (0/1)
+# request id, attempt, position, ids, cached, finish, has error (0/1)
+EVENT = struct.Struct("<16sIIIIBB")
 EVENT_ERROR = struct.Struct("<dBH")  # retry after s, kind bytes, message bytes
 
 FINISHES = ("", "stop", "length", "error", "cancelled")  # the byte is the place in this list
@@ -63,6 +65,7 @@ class Submit:
     """Serve this request: all known ids, prompt first (more than the prompt when resuming).
 
     ``sampling.max_tokens`` counts output tokens from the prompt's end, known ones included.
+    Keys and values of a prompt's beginning are shared among requests of equal ``salt`` only.
     """
 
     request_id: bytes
@@ -70,6 +73,7 @@ class Submit:
     prompt_len: int
     ids: tuple[int, ...]
     sampling: Sampling
+    salt: bytes = NO_SALT
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class TokenEvent(NamedTuple):
     """News of one request: ``ids`` are the output tokens from ``position`` (0 the first) on.
 
     ``finish`` is one of `FINISHES`, "" while it goes on. An error names its class by
-    ``error_kind`` (`errors.from_kind`); ``retry_after_s`` belongs to `Overloaded`.
+    ``error_kind`` (`errors.from_kind`); ``retry_after_s`` belongs to `Overloaded`. ``cached``
+    tokens of the prompt were there from other requests; only the event with position 0 says it.
     """
 
     request_id: bytes
@@ -104,6 +109,7 @@ class TokenEvent(NamedTuple):
     error: str = ""
     error_kind: str = ""
     retry_after_s: float = 0.0
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +172,8 @@ def encode_gateway(envelope: Envelope, message: GatewayMessage) -> bytes:
         match message:
             case Events():
                 return seal(envelope, Kind.EVENTS, _pack_events(message))
-            case Submit(request_id, attempt, prompt_len, ids, sampling):
-                head = SUBMIT.pack(_id(request_id), attempt, prompt_len, len(ids))
+            case Submit(request_id, attempt, prompt_len, ids, sampling, salt):
+                head = SUBMIT.pack(_id(request_id), attempt, prompt_len, len(ids), _id(salt))
                 body = head + pack_u32s(ids) + pack_sampling(sampling)
                 return seal(envelope, Kind.SUBMIT, body)
             case Cancel(request_id, attempt):
@@ -203,11 +209,11 @@ def decode_gateway(buf: Buffer) -> tuple[Envelope, GatewayMessage]:
 
 
 def _read_submit(reader: Reader) -> Submit:
-    request_id, attempt, prompt_len, n_ids = reader.unpack(SUBMIT)
+    request_id, attempt, prompt_len, n_ids, salt = reader.unpack(SUBMIT)
     if prompt_len > n_ids:
         raise WireError(f"submit: prompt of {prompt_len} in {n_ids} ids, want at most all of them")
     ids = reader.u32s(n_ids)
-    return Submit(request_id, attempt, prompt_len, ids, read_sampling(reader))
+    return Submit(request_id, attempt, prompt_len, ids, read_sampling(reader), salt)
 
 
 def _pack_events(events: Events) -> bytes:
@@ -224,12 +230,15 @@ def _pack_events(events: Events) -> bytes:
         error,
         error_kind,
         retry_after_s,
+        cached,
     ) in events.items:
         code = _FINISH_CODES.get(finish)
         if code is None:
             raise WireError(f"event: finish is {finish!r}, want one of {FINISHES}")
         has_error = bool(error or error_kind or retry_after_s)
-        parts.append(EVENT.pack(_id(request_id), attempt, position, len(new), code, has_error))
+        parts.append(
+            EVENT.pack(_id(request_id), attempt, position, len(new), cached, code, has_error)
+        )
         ids += new
         if has_error:
             text, kind = pack_text(error, MAX_TEXT), error_kind.encode()
@@ -243,14 +252,14 @@ def _read_events(reader: Reader) -> Events:
     ids = reader.u32s(sum([record[3] for record in records]))
     items = []
     taken = 0
-    for request_id, attempt, position, n_ids, code, has_error in records:
+    for request_id, attempt, position, n_ids, cached, code, has_error in records:
         if code >= len(FINISHES) or has_error > 1:
             raise WireError(f"event: finish code {code}, error flag {has_error}: unknown")
         new = ids[taken : taken + n_ids]
         taken += n_ids
         error, kind, retry_after_s = _read_error(reader) if has_error else ("", "", 0.0)
         finish = FINISHES[code]
-        values = (request_id, attempt, position, new, finish, error, kind, retry_after_s)
+        values = (request_id, attempt, position, new, finish, error, kind, retry_after_s, cached)
         items.append(new_record(TokenEvent, values))
     return Events(tuple(items))
 
@@ -265,7 +274,7 @@ def _read_error(reader: Reader) -> tuple[str, str, float]:
     return reader.text(text_bytes, MAX_TEXT), kind, retry_after_s
 
 
-def _id(request_id: bytes) -> bytes:
-    if len(request_id) != REQUEST_ID_BYTES:  # '16s' would pad or cut in silence
-        raise WireError(f"request_id: got {len(request_id)} bytes, want {REQUEST_ID_BYTES}")
-    return request_id
+def _id(name: bytes) -> bytes:
+    if len(name) != REQUEST_ID_BYTES:  # '16s' would pad or cut in silence
+        raise WireError(f"request_id or salt: got {len(name)} bytes, want {REQUEST_ID_BYTES}")
+    return name

@@ -40,7 +40,7 @@ FREE = struct.Struct("<II")  # slot, generation
 SEGMENT = struct.Struct("<IIIIIB")  # slot, generation, start, count, new blocks, sample (0/1)
 TRACE = struct.Struct("<QQ")  # compute ns, idle ns
 TENSOR = struct.Struct("<BBBI")  # name bytes, dtype bytes, dimensions, parts
-ADOPT = struct.Struct("<6I")  # slot, generation, prompt length, ids, held, blocks
+ADOPT = struct.Struct("<7I")  # slot, generation, prompt length, ids, held, blocks, sources
 # temperature, top_p, min_p, presence, frequency, repetition, top_k, seed, max tokens,
 # stop token ids, ignore_eos (0/1)
 SAMPLING = struct.Struct("<6dIQIIB")
@@ -81,7 +81,9 @@ class Adopt:
     """A request takes a slot: all its known ids, prompt first, and how to sample it.
 
     ``held`` of its first positions need not be computed again: the stages kept them, in the first
-    of ``blocks``, from an earlier epoch of this incarnation and under this generation.
+    of ``blocks``, from an earlier epoch of this incarnation and under this generation; or other
+    sequences left them in ``sources``: these blocks are copied into the first of ``blocks``, and
+    all are read before any is written.
     """
 
     slot: int
@@ -91,6 +93,7 @@ class Adopt:
     sampling: Sampling
     held: int = 0
     blocks: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
 
 
 class SegmentHeader(NamedTuple):
@@ -301,19 +304,18 @@ def read_sampling(reader: Reader) -> Sampling:
 
 def _pack_adopt(adopt: Adopt) -> bytes:
     a = adopt
-    head = ADOPT.pack(a.slot, a.generation, a.prompt_len, len(a.ids), a.held, len(a.blocks))
-    return head + pack_u32s(a.ids) + pack_u32s(a.blocks) + pack_sampling(a.sampling)
+    counts = (len(a.ids), a.held, len(a.blocks), len(a.sources))
+    head = ADOPT.pack(a.slot, a.generation, a.prompt_len, *counts)
+    return head + pack_u32s((*a.ids, *a.blocks, *a.sources)) + pack_sampling(a.sampling)
 
 
 def _read_adopt(reader: Reader) -> Adopt:
-    slot, generation, prompt_len, n_ids, held, n_blocks = reader.unpack(ADOPT)
-    if prompt_len > n_ids or held > n_ids:
-        raise WireError(
-            f"adopt: prompt of {prompt_len}, {held} held, in {n_ids} ids, want at most all of them"
-        )
-    ids = reader.u32s(n_ids)
-    blocks = reader.u32s(n_blocks)
-    return Adopt(slot, generation, prompt_len, ids, read_sampling(reader), held, blocks)
+    slot, generation, prompt_len, n_ids, held, n_blocks, n_sources = reader.unpack(ADOPT)
+    if prompt_len > n_ids or held > n_ids or n_sources > n_blocks:
+        found = f"prompt of {prompt_len}, {held} held, in {n_ids} ids"
+        raise WireError(f"adopt: {found}, {n_sources} sources for {n_blocks} blocks, want no more")
+    ids, blocks, sources = reader.u32s(n_ids), reader.u32s(n_blocks), reader.u32s(n_sources)
+    return Adopt(slot, generation, prompt_len, ids, read_sampling(reader), held, blocks, sources)
 
 
 def _pack_tensor(tensor: TensorHeader) -> bytes:

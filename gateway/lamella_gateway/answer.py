@@ -19,13 +19,15 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt: computed before, for another request
 
-    def fields(self) -> dict[str, int]:
+    def fields(self) -> dict[str, object]:
         """As OpenAI names them."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -37,11 +39,12 @@ class Answer:
         self._stops = StopScanner(stop)
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
+        self.cached_tokens = 0
         self.finish_reason: str | None = None
 
     @property
     def usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self._completion_tokens)
+        return Usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens)
 
     def feed(self, ids: Sequence[int], finish: str = "") -> str:
         """Text to show for ``ids`` and, with ``finish``, for what was held back.

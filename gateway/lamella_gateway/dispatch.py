@@ -18,7 +18,7 @@ import logging
 from collections.abc import Sequence
 
 from lamella_contract import errors as contract
-from lamella_contract.wire import Cancel, Events, Replay, Sampling
+from lamella_contract.wire import NO_SALT, Cancel, Events, Replay, Sampling
 
 from .balance import Balancer
 from .errors import ApiError, from_pipeline, overloaded, unavailable
@@ -71,7 +71,13 @@ class Dispatcher:
 
     # -- what HTTP handlers call ---------------------------------------------------------------
 
-    def open(self, request_id: bytes, prompt_ids: tuple[int, ...], sampling: Sampling) -> Ticket:
+    def open(
+        self,
+        request_id: bytes,
+        prompt_ids: tuple[int, ...],
+        sampling: Sampling,
+        salt: bytes = NO_SALT,
+    ) -> Ticket:
         """Take a request in; `ApiError` 429 when too much waits already, 503 when shutting down."""
         if self.draining:
             raise unavailable("this gateway is shutting down")
@@ -83,7 +89,7 @@ class Dispatcher:
                 retry_after_s=2.0,
             )
         now_s = self._loop.time()
-        entry = self._journal.add(request_id, prompt_ids, sampling, now_s)
+        entry = self._journal.add(request_id, prompt_ids, sampling, now_s, salt)
         ticket = self._tickets[request_id] = Ticket(entry, now_s)
         self._dispatch(entry, self._able(now_s), now_s)
         return ticket

@@ -51,6 +51,7 @@ class Generation:
         if not self.first_s and ids:
             self.first_s = asyncio.get_running_loop().time()
             self.metrics.first_token_s.observe(self.first_s - self.arrived_s)
+        self.answer.cached_tokens = self.ticket.entry.cached_tokens
         text = self.answer.feed(ids, finish)
         if self.answer.finish_reason is not None:
             self.dispatcher.close(self.ticket)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lamella_contract.errors import StageLost
-from lamella_contract.wire import Cancel, Replay, Sampling, Submit, TokenEvent
+from lamella_contract.wire import NO_SALT, Cancel, Replay, Sampling, Submit, TokenEvent
 
 REPLAY_AGAIN_S = 0.5  # a replay that was asked for and did not come is asked for again
 CANCEL_AGAIN_S = 1.0  # a cancel is on its way; events that cross it are no reason for another
@@ -38,6 +38,8 @@ class Entry:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     last_news_s: float
+    salt: bytes = NO_SALT
+    cached_tokens: int = 0  # of the prompt, as the attempt with the first token said
     emitted: list[int] = field(default_factory=list)
     attempt: int = 0  # the first submission is attempt 1
     replica: str | None = None
@@ -114,10 +116,15 @@ class Journal:
         return [entry for entry in self._entries.values() if entry.replica == replica]
 
     def add(
-        self, request_id: bytes, prompt_ids: tuple[int, ...], sampling: Sampling, now_s: float
+        self,
+        request_id: bytes,
+        prompt_ids: tuple[int, ...],
+        sampling: Sampling,
+        now_s: float,
+        salt: bytes = NO_SALT,
     ) -> Entry:
         assert request_id not in self._entries
-        entry = Entry(request_id, prompt_ids, sampling, now_s)
+        entry = Entry(request_id, prompt_ids, sampling, now_s, salt)
         self._entries[request_id] = entry
         return entry
 
@@ -135,6 +142,7 @@ class Journal:
             prompt_len=len(entry.prompt_ids),
             ids=(*entry.prompt_ids, *entry.emitted),
             sampling=entry.sampling,
+            salt=entry.salt,
         )
 
     def release(self, entry: Entry) -> None:
@@ -184,6 +192,8 @@ class Journal:
         ids = event.ids[have - event.position :]
         if not ids and (not event.finish or event.position + len(event.ids) < have):
             return None
+        if not have:
+            entry.cached_tokens = event.cached
         entry.emitted += ids
         entry.last_news_s = now_s
         entry.asked_s = float("-inf")

@@ -17,6 +17,7 @@ from .fields import Fields, entries, items, whole_numbers
 ROLES = ("system", "user", "assistant")
 MAX_STOPS = 4  # OpenAI's own limit
 _MAX_STOP_CHARACTERS = 1024
+_MAX_SALT_CHARACTERS = 1024
 _MAX_TOP_K = 2**31 - 1
 _MAX_SEED = 2**64 - 1
 
@@ -35,7 +36,8 @@ class Options:
     """What both endpoints take. ``max_tokens`` and ``seed`` None: the server decides.
 
     ``top_k`` 0 is off. ``seed`` is reduced to 64 bits. ``ignore_eos`` is our extension: the
-    answer ends at ``max_tokens`` only, as benchmarks want it.
+    answer ends at ``max_tokens`` only, as benchmarks want it. No request begins with what was
+    computed for one of another ``cache_salt``.
     """
 
     stream: bool
@@ -51,6 +53,7 @@ class Options:
     frequency_penalty: float
     repetition_penalty: float
     ignore_eos: bool
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ def _options(fields: Fields, max_tokens: int | None) -> Options:
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
         repetition_penalty=_repetition_penalty(fields),
         ignore_eos=fields.flag("ignore_eos"),
+        cache_salt=_cache_salt(fields),
     )
     fields.off("n", 1)
     fields.off("logit_bias", {})
@@ -246,6 +250,13 @@ def _repetition_penalty(fields: Fields) -> float:
     if value == 0.0:
         raise fields.wrong("repetition_penalty", 0, "a number above 0; 1 is off")
     return value
+
+
+def _cache_salt(fields: Fields) -> str | None:
+    salt = fields.text("cache_salt")
+    if salt is not None and not 0 < len(salt) <= _MAX_SALT_CHARACTERS:
+        raise fields.wrong("cache_salt", salt, f"1 to {_MAX_SALT_CHARACTERS} characters")
+    return salt
 
 
 def _seed(fields: Fields) -> int | None:

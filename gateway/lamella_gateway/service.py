@@ -9,13 +9,14 @@ import asyncio
 import secrets
 import time
 from functools import partial
+from hashlib import blake2b
 
 import zmq
 
 from lamella_contract.config import GatewayConfig
 from lamella_contract.errors import LamellaError
 from lamella_contract.names import object_name
-from lamella_contract.wire import Sampling
+from lamella_contract.wire import NO_SALT, Sampling
 
 from .answer import Answer
 from .codec import CodecLoader
@@ -109,7 +110,7 @@ class Gateway:
         options = request.options
         sampling = self._sampling(options, prompt_ids, chat)
         request_id = secrets.token_bytes(16)
-        ticket = self.dispatcher.open(request_id, prompt_ids, sampling)
+        ticket = self.dispatcher.open(request_id, prompt_ids, sampling, _salt(options.cache_salt))
         self.metrics.prompt_tokens.inc(len(prompt_ids))
         writer = ResponseWriter(
             "chat" if chat else "text",
@@ -207,6 +208,10 @@ class Gateway:
             max_tokens=default if asked is None else asked,
             ignore_eos=options.ignore_eos,
         )
+
+
+def _salt(text: str | None) -> bytes:
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=len(NO_SALT)).digest() if text else NO_SALT
 
 
 def identity(config: GatewayConfig) -> str:

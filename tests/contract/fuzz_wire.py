@@ -49,14 +49,14 @@ def samples() -> list[wire.Message]:
     step = wire.StepHeader(
         5,
         frees=(wire.Free(1, 2),),
-        adopts=(wire.Adopt(0, 1, 2, (5, 6, 7), sampling, 3, (4,)),),
+        adopts=(wire.Adopt(0, 1, 2, (5, 6, 7), sampling, 3, (4,), (6,)),),
         segments=(wire.SegmentHeader(0, 1, 0, 3, True, (9,)),),
         trace=(wire.StageTime(10, 20),),
         tensors=(wire.TensorHeader("hidden", "bfloat16", (3, 64), 1),),
         failed="no",
         through=1,
     )
-    event = wire.TokenEvent(bytes(16), 1, 2, (3,), "error", "gone", "stage_lost", 1.0)
+    event = wire.TokenEvent(bytes(16), 1, 2, (3,), "error", "gone", "stage_lost", 1.0, 16)
     return [
         step,
         wire.StepDone(5, (wire.RowResult(0, 1, 3, (8,)),), (wire.StageTime(1, 2),), "no"),

@@ -53,13 +53,21 @@ def with_prompt(make, **fields) -> st.SearchStrategy:
     )
 
 
+def copying(pairs: list[tuple[int, int]]) -> wire.Adopt:
+    """An adoption that begins with copies of blocks."""
+    blocks, sources = zip(*pairs, strict=True) if pairs else ((), ())
+    return wire.Adopt(1, 2, 1, (5, 6), wire.Sampling(), 1, blocks=(*blocks, 7), sources=sources)
+
+
 TIMES = tuples(st.builds(wire.StageTime, U64, U64))
 STEPS = st.builds(
     wire.StepHeader,
     step=U64,
     frees=tuples(st.builds(wire.Free, U32, U32)),
     adopts=tuples(
-        with_prompt(wire.Adopt, slot=U32, generation=U32, sampling=SAMPLINGS, blocks=IDS), 2
+        with_prompt(wire.Adopt, slot=U32, generation=U32, sampling=SAMPLINGS, blocks=IDS)
+        | st.lists(st.tuples(U32, U32), max_size=4).map(copying),
+        2,
     ),
     segments=tuples(st.builds(wire.SegmentHeader, U32, U32, U32, U32, st.booleans(), IDS)),
     trace=TIMES,
@@ -87,12 +95,13 @@ EVENTS = st.builds(
             TEXT,
             SHORT,
             FINITE.filter(lambda x: math.copysign(1, x) > 0),
+            U32,
         )
     ),
 )
 STATES = st.sampled_from(names.STAGE_STATES)
 RARE = st.one_of(
-    with_prompt(wire.Submit, request_id=BYTES16, attempt=U32, sampling=SAMPLINGS),
+    with_prompt(wire.Submit, request_id=BYTES16, attempt=U32, sampling=SAMPLINGS, salt=BYTES16),
     st.builds(wire.Cancel, BYTES16, U32),
     st.builds(wire.Replay, BYTES16, U32, U32),
     st.builds(wire.Hello, TEXT, COUNT, TEXT),
@@ -101,7 +110,12 @@ RARE = st.one_of(
     st.builds(wire.Heartbeat, COUNT, STATES, COUNT, COUNT, FINITE, TEXT, COUNT, COUNT),
     st.builds(wire.Members, BYTES16.map(bytes.hex), COUNT, TEXT, TEXT, COUNT, COUNT),
     st.builds(
-        wire.MembersAck, COUNT, TEXT, COUNT, COUNT, tuples(st.builds(wire.HeldSlot, U32, U32, U32))
+        wire.MembersAck,
+        COUNT,
+        TEXT,
+        COUNT,
+        COUNT,
+        st.none() | tuples(st.builds(wire.HeldSlot, U32, U32, U32)),
     ),
     st.builds(wire.Reject, TEXT, st.booleans()),
     st.builds(wire.Goodbye, COUNT, TEXT),
@@ -202,7 +216,7 @@ HEARTBEAT = (
 REFUSALS = {
     "empty": (b"", "frame: got 0 bytes, want at least 56"),
     "magic": (patched(0, b"HTTP"), "magic: got b'HTTP', want b'LMLA'"),
-    "version": (patched(4, b"\1\0"), "version: got 1, want 2; update the older side"),
+    "version": (patched(4, b"\1\0"), "version: got 1, want 3; update the older side"),
     "kind": (patched(6, b"\xff"), "kind: got 255 with reserved byte 0, want a known kind and 0"),
     "reserved": (patched(7, b"\1"), "kind: got 1 with reserved byte 1, want a known kind and 0"),
     "short body": (STEP_FRAME[:-1], "body: got 31 bytes, envelope says 32"),
@@ -264,6 +278,9 @@ def test_a_prompt_longer_than_its_ids_is_refused() -> None:
     adopt = wire.Adopt(0, 0, 1, (1, 2), wire.Sampling(), held=3)
     with pytest.raises(WireError, match="prompt of 1, 3 held, in 2 ids"):
         wire.decode(wire.encode(ENVELOPE, wire.StepHeader(1, adopts=(adopt,))))
+    adopt = wire.Adopt(0, 0, 1, (1, 2), wire.Sampling(), blocks=(3,), sources=(4, 5))
+    with pytest.raises(WireError, match="2 sources for 1 blocks"):
+        wire.decode(wire.encode(ENVELOPE, wire.StepHeader(1, adopts=(adopt,))))
     submit = wire.Submit(b"r" * 16, 0, 3, (1, 2), wire.Sampling())
     with pytest.raises(WireError, match="prompt of 3 in 2 ids"):
         wire.decode(wire.encode(ENVELOPE, submit))
@@ -283,6 +300,7 @@ UNPACKABLE = {
     "long tensor name": wire.StepHeader(1, tensors=(wire.TensorHeader("x" * 256, "", (), 1),)),
     "huge id": wire.StepDone(1, (wire.RowResult(0, 0, 0, (2**32,)),)),
     "short request id": wire.Cancel(b"r", 0),
+    "short salt": wire.Submit(b"r" * 16, 0, 0, (), wire.Sampling(), b"s"),
     "unknown finish": wire.Events((wire.TokenEvent(b"r" * 16, 0, 0, (), "tired"),)),
     "huge float": wire.Submit(b"r" * 16, 0, 0, (), wire.Sampling(temperature=10**400)),
     "heartbeat of NaN": wire.Heartbeat(0, "ready", 0, 0, math.nan, "", 0, 0),

@@ -35,7 +35,8 @@ def rows_behind(place: int) -> list[list[str]]:
     table = re.search(r"(?:^\|.*\n)+", PAGE[place:], re.MULTILINE)
     assert table is not None
     lines = table[0].splitlines()[2:]
-    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]  # not at "\\|"
+    return [[cell.strip(" `").replace("\\|", "|") for cell in row] for row in cells]
 
 
 def section(name: str) -> int:

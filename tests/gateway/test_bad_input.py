@@ -66,6 +66,7 @@ BODIES = [
     pytest.param(
         CHAT, chat(max_tokens=1, max_completion_tokens=2), "max_tokens", "only one", id="two-limits"
     ),
+    pytest.param(CHAT, chat(cache_salt=""), "cache_salt", "characters", id="empty-salt"),
     pytest.param(CHAT, chat(seed=2**64), "seed", "whole number", id="seed-too-big"),
     pytest.param(CHAT, chat(seed=10**400), "seed", "whole number", id="seed-enormous"),
     pytest.param(CHAT, chat(temperature=10**400), "temperature", "from 0 to 2", id="hot-enormous"),

@@ -10,7 +10,7 @@ import pytest
 from gateway_lab import Lab, Served
 from gateway_twin import Twin
 
-from lamella_contract.wire import Cancel, Sampling, Submit, TokenEvent
+from lamella_contract.wire import NO_SALT, Cancel, Sampling, Submit, TokenEvent
 
 HELLO = "hello world, how are you?"
 ASK: Any = [{"role": "user", "content": "the quick brown fox"}]
@@ -42,6 +42,33 @@ def test_a_chat_is_answered(lab: Lab) -> None:
     assert answer.usage.prompt_tokens == len(submit.ids)
     assert answer.usage.completion_tokens == len(lab.ids(HELLO)) + 1
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_tokens_of_the_prompt_that_were_there_are_told(lab: Lab, stream: bool) -> None:
+    with client(lab.serve(lab.twin(HELLO, cached=4))) as api:
+        if stream:
+            options = {"include_usage": True}
+            *_, last = api.chat.completions.create(
+                model="toy", messages=ASK, stream=True, stream_options=options
+            )
+        else:
+            last = api.chat.completions.create(model="toy", messages=ASK)
+    assert last.usage.prompt_tokens_details.cached_tokens == 4
+
+
+def test_a_cache_salt_keeps_what_was_computed_apart(lab: Lab) -> None:
+    twin = lab.twin(HELLO)
+    with client(lab.serve(twin)) as api:
+        for salt in (None, "tenant-1", "tenant-2", "tenant-1"):
+            extra = {"cache_salt": salt}
+            api.chat.completions.create(model="toy", messages=ASK, extra_body=extra)
+    none, one, two, again = (got.salt for got in twin.of(Submit))
+    assert none == NO_SALT
+    assert one == again
+    assert len({none, one, two}) == 3
 
 
 def test_a_chat_is_streamed(lab: Lab) -> None:

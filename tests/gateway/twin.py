@@ -58,6 +58,7 @@ class Behaviour:
     drop: frozenset[int] = frozenset()  # output positions whose first event is lost
     double: bool = False  # each event comes twice, and the one before once more
     batch: int = 1  # tokens per event
+    cached: int = 0  # tokens of each prompt that were there
     status_every_s: float = 0.1
 
 
@@ -245,6 +246,7 @@ class Twin(threading.Thread):
             begin,
             request.answer[begin:end],
             request.finish if last else "",
+            cached=0 if begin else self.behaviour.cached,
         )
         dropped = (submit.request_id, begin)
         if begin in self.behaviour.drop and dropped not in self._dropped:

@@ -66,12 +66,14 @@ class ToyEngine:
         self._spend = spend
         garbage = np.random.default_rng(seed)
         rows = num_blocks * block_size
+        self._block_size = block_size
         self._pools = [garbage.integers(0, MASK, rows, np.uint64) for _ in self._layers]
         self._states: dict[int, tuple[int, list[int]]] = {}  # slot -> (positions, fold per layer)
         self.step_s = 0.0015
         self.slow_s: list[float] = []  # the next steps take so much longer
         self.exhausted = 0  # so many next steps find no memory
         self.rewound = 0  # segments that began before the end of what a slot held
+        self.copied = 0  # blocks
         self.steps = 0
 
     def step(self, batch: StepBatch, bundle: Bundle) -> Bundle:
@@ -128,6 +130,14 @@ class ToyEngine:
             values = out
         self._states[segment.slot] = (segment.length, new_folds)
         return values
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy pages, block by block."""
+        assert not self._recurrent, "a state cannot be copied by blocks"
+        for pool in self._pools:
+            pages = pool.reshape(-1, self._block_size)
+            pages[list(blocks)] = pages[list(sources)]
+        self.copied += len(blocks)
 
     def release(self, slot: int) -> None:
         """A sequence is done."""

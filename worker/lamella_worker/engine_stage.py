@@ -7,6 +7,7 @@ step is tried in halves, and else only its requests fail; weights and pages stay
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -86,6 +87,12 @@ class StageCalls(EngineBase):
         except OutOfMemory:
             self.out_of_memory_count += 1
             raise
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy what is in the first cache blocks to the second, on every layer."""
+        if self.model_instance is not None:
+            with torch.inference_mode():
+                self.model_instance.runner.copy_blocks(sources, blocks)
 
     @property
     def rewindable(self) -> bool:

@@ -159,7 +159,7 @@ def relink(
     gate: InGate,
     out: OutLink | None,
     channel: ChannelEnd[Report, Order],
-    held: tuple[HeldSlot, ...],
+    held: tuple[HeldSlot, ...] | None,
 ) -> None:
     """Enter the order's epoch; the control thread hears of it, and of what this stage `held`, once
     the next stage answers.

@@ -6,6 +6,7 @@ of them are a `SliceRunner`. The engine (engine.py) owns one `ShardedGeneralMode
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -45,6 +46,9 @@ class SliceRunner(Protocol):
 
     def release(self, slot: int) -> None:
         """Drop the state that a slot keeps beside the pages."""
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy pages, block by block; see `PagedPool.copy`."""
 
     @property
     def kv_bytes(self) -> int:

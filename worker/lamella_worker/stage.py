@@ -54,6 +54,12 @@ class StageEngine(Protocol):
         """Compute one step's rows; the bundle for the next stage, or the sampled rows' logits."""
         ...
 
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy what is in the first cache blocks to the second; all are read before any is
+        written.
+        """
+        ...
+
     def release(self, slot: int) -> None:
         """A sequence is done."""
         ...
@@ -97,16 +103,17 @@ class StepRunner:
         self._idle_since_ns = clock_ns()
         self._incarnation = NO_INCARNATION
 
-    def enter(self, incarnation: bytes) -> tuple[HeldSlot, ...]:
-        """A new epoch; what is kept of sequences, for the scheduler to go on from.
+    def enter(self, incarnation: bytes) -> tuple[HeldSlot, ...] | None:
+        """A new epoch; what is kept of sequences, for the scheduler to go on from. None: never any.
 
         Another incarnation keeps nothing but weights and pages. The sampler is always begun anew:
         it is a fold over ids, which come again.
         """
         same, self._incarnation = incarnation == self._incarnation, incarnation
-        if not same or not self._engine.rewindable:
+        rewindable = self._engine.rewindable
+        if not same or not rewindable:
             self.reset()
-            return ()
+            return () if rewindable else None
         if self._sampler is not None:
             self._sampler.reset()
         for slot in self._slots.live():
@@ -174,6 +181,9 @@ class StepRunner:
         batch = StepBatch(tuple(Segment(*s) for s in segments), self._slots.block_size)
         self._telemetry.counters.rows += batch.tokens
         try:
+            for adopt in header.adopts:
+                if adopt.sources:
+                    self._engine.copy_blocks(adopt.sources, adopt.blocks[: len(adopt.sources)])
             outputs = self._engine.step(batch, inputs)
             rows = self._sample(header, batch, outputs) if self._sampler is not None else ()
         except WireError:

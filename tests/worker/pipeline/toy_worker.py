@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ class ToyEngine:
     def __init__(self, config: StageConfig) -> None:
         pipeline = config.pipeline
         self._pages = np.full(pipeline.num_blocks * pipeline.block_size, -1, np.int64)
+        self._block_size = pipeline.block_size
         self._stage = config.stage
         self._is_last = config.is_last
 
@@ -73,6 +75,10 @@ class ToyEngine:
     @property
     def rewindable(self) -> bool:
         return True  # pages are all there is
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        pages = self._pages.reshape(-1, self._block_size)
+        pages[list(blocks)] = pages[list(sources)]
 
     def release(self, slot: int) -> None:
         return None

@@ -106,12 +106,16 @@ class Client:
 class Line:
     """Stages in a row, their scheduler, and its clients."""
 
-    def __init__(self, folder: Path, layers: int, splits: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self, folder: Path, layers: int, splits: tuple[int, ...], seed: int, *, cold: bool = False
+    ) -> None:
+        """`cold`: no request begins with what another left."""
+        self.cold = cold
         self.random = random.Random(seed)
         self.stages = [Stage(stage_config(folder, layers, splits, k)) for k in range(len(splits))]
         self.clients: list[Client] = []
         self.done: deque[StepDone] = deque()
-        self.counts = {"epochs": 0, "held": 0, "replayed": 0, "exhausted": 0}
+        self.counts = {"epochs": 0, "held": 0, "replayed": 0, "exhausted": 0, "found": 0}
         self.new_scheduler()
 
     def close(self) -> None:
@@ -120,6 +124,8 @@ class Line:
 
     def new_scheduler(self) -> None:
         """Stage 0 begins anew; gateways submit what they have, as their next attempt."""
+        if self.clients:
+            self.counts["found"] += self.scheduler.stats().prefix_cache_hits
         self.scheduler = Scheduler(
             SchedulerLimits(
                 num_blocks=BLOCKS,
@@ -157,9 +163,9 @@ class Line:
             stage.inbox.clear()
         held = [stage.runner.enter(self.incarnation) for stage in self.stages]
         self.counts["epochs"] += 1
-        self.counts["held"] += sum(slot.length for answer in held for slot in answer)
+        self.counts["held"] += sum(slot.length for answer in held for slot in answer or ())
         self.counts["replayed"] += self.scheduler.stats().rows_replayed
-        self.scheduler.restart(held)
+        self.scheduler.restart([None] if self.cold else held)
 
     def replace(self, k: int) -> None:
         """Stage k's process ended, and another has its place."""
@@ -176,6 +182,7 @@ class Line:
         """Until all clients have their answers; `disturb` is called before each turn."""
         for turn in range(most):
             if all(client.finish for client in self.clients):
+                self.counts["found"] += self.scheduler.stats().prefix_cache_hits
                 return
             disturb(self, turn)
             self.turn()

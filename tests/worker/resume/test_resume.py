@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,15 @@ def requests() -> list[tuple[tuple[int, ...], Sampling]]:
         {"temperature": 0.7, "seed": 10, "repetition_penalty": 1.2, "max_tokens": 1},
     ]
     lengths = (40, 3, 17, 30, 9, 21, 5)
-    return [
+    alone = [
         (tuple(draw.randrange(3, tiny.VOCAB) for _ in range(n)), Sampling(**kind))
         for n, kind in zip(lengths, kinds, strict=True)
+    ]
+    # They get a slot when others have one no more, and begin as the first and the fourth of them.
+    shared = (alone[0][0], alone[3][0])
+    return alone + [
+        ((*shared[n % 2][:length], 5 + n), replace(alone[n][1], max_tokens=12))
+        for n, length in enumerate((40, 30, 23, 17, 36))
     ]
 
 
@@ -75,7 +82,7 @@ Answer = tuple[tuple[int, ...], str, str]
 
 
 class Model:
-    """A family's model on disk, and what it answers when nothing happens."""
+    """A family's model on disk, and what it answers when nothing happens and all is computed."""
 
     def __init__(self, family: str, folder: Path) -> None:
         self.folder = folder
@@ -83,10 +90,12 @@ class Model:
         config = tiny.tiny_config(family)
         tiny.save_model(config, tiny.tiny_model(config), folder)
         self.layers = num_layers(text_config(config))
-        self.answers, _ = self.answer(lambda line, turn: None, 0)
+        self.answers, _ = self.answer(lambda line, turn: None, 0, cold=True)
 
-    def answer(self, disturb: Callable[[Any, int], None], seed: int) -> tuple[list[Answer], Any]:
-        pipeline = line.Line(self.folder, self.layers, self.splits, seed)
+    def answer(
+        self, disturb: Callable[[Any, int], None], seed: int, *, cold: bool = False
+    ) -> tuple[list[Answer], Any]:
+        pipeline = line.Line(self.folder, self.layers, self.splits, seed, cold=cold)
         try:
             found = tuple(stage.engine.rewindable for stage in pipeline.stages)
             assert found == self.rewindable
@@ -136,6 +145,16 @@ def disturbance(what: str, seed: int) -> Callable[[Any, int], None]:
     return disturb
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_begin_with_what_others_left_equal_cold_ones(
+    family: str, models: Callable[[str], Model]
+) -> None:
+    model = models(family)
+    answers, counts = model.answer(lambda line, turn: None, 3)
+    assert answers == model.answers
+    assert (counts["found"] > 60) == all(model.rewindable)
+
+
 @pytest.mark.parametrize(("family", "what"), CASES)
 def test_answers_are_the_undisturbed_ones(
     family: str, what: str, models: Callable[[str], Model]
@@ -146,5 +165,6 @@ def test_answers_are_the_undisturbed_ones(
     answers, counts = model.answer(disturbance(what, seed), seed)
     assert answers == model.answers
     assert counts["exhausted"] + counts["epochs"] > 3, "nothing happened"
+    assert (counts["found"] > 0) == all(model.rewindable)
     held_back = what == "rest" and any(model.rewindable)
     assert counts["held"] or not held_back, "an epoch kept nothing"

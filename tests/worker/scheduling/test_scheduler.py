@@ -259,7 +259,7 @@ SEQUENCES = {
             ("done 11 20", ["a@1 11", "b@0 20"]),
             ("step", "-1.1 | 0.1[8:9)*+2"),
             ("done 12,13,14,15", ["a@2 12,13,14,15 length"]),
-            ("step", "-0.1 +0.2 | 0.2[0:5)*+0,1"),
+            ("step", "-0.1 +0.2<4:1 | 0.2[4:5)*+2"),
             ("done 21", ["b@1 21"]),
         ],
     ),
@@ -595,7 +595,7 @@ def test_a_request_that_holds_output_is_never_overloaded() -> None:
     bench.scheduler.submit(resumed, b"g")
     assert bench.step() == "+0.1 | 0.1[0:8)*+0,1"
     bench.done(10)
-    assert bench.step() == "+1.1 | 0.1[8:9)*+2 1.1[0:7)+4,5"
+    assert bench.step() == "+1.1<4:4 | 0.1[8:9)*+2 1.1[4:8)*+5"
     bench.done(11)
     assert bench.step() == " | 0.1[9:10)* 1.1[7:8)*"
     assert bench.done(12, 52) == ["a@2 12", "b@2 52"]

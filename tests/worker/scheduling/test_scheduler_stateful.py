@@ -1,14 +1,15 @@
 """Whatever happens, every request gets the tokens that it would get alone, once each.
 
 A toy pipeline runs the scheduler's steps: each stage follows the headers with its own `SlotTable`
-and keeps "KV" (the ids themselves) in blocks, so a wrong block table gives wrong tokens. Hypothesis
-submits, cancels, resubmits, restarts, fails steps, starves the pool and delivers results late.
+and keeps "KV" (the ids themselves) in blocks, so a wrong block table gives wrong tokens, and so
+does a block that is copied or gone on from though it holds something else. Hypothesis submits,
+cancels, resubmits, restarts, fails steps, starves the pool and delivers results late.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis.stateful import (
 
 from lamella_contract.errors import InvalidRequest, Overloaded, PromptTooLong
 from lamella_contract.wire import (
+    NO_SALT,
     Adopt,
     Free,
     HeldSlot,
@@ -52,6 +54,15 @@ def next_token(ids: list[int]) -> int:
     return state % VOCABULARY
 
 
+LIKE_OTHERS = st.builds(
+    lambda base, length, rest: tuple((base + 3 * i) % VOCABULARY for i in range(length)) + rest,
+    st.sampled_from([0, 0, 0, 1]),
+    st.integers(1, 24),
+    st.lists(st.integers(0, VOCABULARY - 1), max_size=6).map(tuple),
+)
+"""Prompts that often begin alike."""
+
+
 def alone(prompt: tuple[int, ...], sampling: Sampling, longest: int) -> tuple[list[int], str]:
     """(output, finish) of a request run by itself."""
     stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS})
@@ -74,6 +85,7 @@ class ToyStage:
     place: int
     known: dict[int, list[int]] = field(default_factory=dict)  # by slot
     broken: set[int] = field(default_factory=set)  # slots with a step that failed
+    copied: int = 0  # blocks
     inbox: deque[tuple[StepHeader, np.ndarray]] = field(default_factory=deque)
 
     def run(self, header: StepHeader, ids: np.ndarray) -> list[SlotSegment]:
@@ -91,6 +103,10 @@ class ToyStage:
             self.broken.update(segment.slot for segment in segments)
             return segments
         size, offset = self.table.block_size, 0
+        pages = self.kv.reshape(-1, size)
+        for adopt in header.adopts:
+            self.copied += len(adopt.sources)
+            pages[list(adopt.blocks[: len(adopt.sources)])] = pages[list(adopt.sources)]
         for segment in segments:
             for place in range(segment.start, segment.start + segment.count):
                 row = segment.blocks[place // size] * size + place % size
@@ -229,11 +245,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         return [client for client in self.clients.values() if not client.ended]
 
     @rule(
-        prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30).map(tuple),
+        prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30).map(tuple)
+        | LIKE_OTHERS,
         max_tokens=st.integers(1, 12),
         stop=st.lists(st.integers(0, VOCABULARY - 1), max_size=2).map(tuple),
         ignore_eos=st.booleans(),
         owner=st.sampled_from([b"a", b"b"]),
+        salt=st.sampled_from([NO_SALT, NO_SALT, NO_SALT, b"s" * 16]),
     )
     def submit(
         self,
@@ -242,11 +260,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         stop: tuple[int, ...],
         ignore_eos: bool,
         owner: bytes,
+        salt: bytes = NO_SALT,
     ) -> None:
         self.count += 1
         request_id = self.count.to_bytes(16, "little")
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, ignore_eos=ignore_eos)
-        submit = Submit(request_id, 0, len(prompt), prompt, sampling)
+        submit = Submit(request_id, 0, len(prompt), prompt, sampling, salt)
         queued = self.scheduler.stats().queued_tokens
         try:
             self.scheduler.submit(submit, owner)
@@ -270,7 +289,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         client = self.pick(data)
         old = client.submit
         ids = old.ids[: old.prompt_len] + tuple(client.received)
-        client.submit = Submit(old.request_id, old.attempt + 1, old.prompt_len, ids, old.sampling)
+        client.submit = replace(old, attempt=old.attempt + 1, ids=ids)
         try:
             self.scheduler.submit(client.submit, client.owner)
         except Overloaded:

@@ -207,6 +207,10 @@ class FastRunner:
     def release(self, slot: int) -> None:
         """Nothing is kept per sequence beside the pages."""
 
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy pages, block by block."""
+        self.pool.copy(sources, blocks)
+
     @torch.inference_mode()
     def step(self, batch: StepBatch, inputs: Bundle) -> Bundle:
         """Compute one batch.

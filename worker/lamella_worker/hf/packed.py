@@ -9,6 +9,7 @@ names them, the law of the split found them). A keyword that we do not know is r
 change the result.
 """
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,6 +168,11 @@ class PackedRunner:
 
     def release(self, slot: int) -> None:
         """Nothing is kept beside the pages."""
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy pages, block by block."""
+        assert self.pool is not None, "setup_caches comes first"
+        self.pool.copy(sources, blocks)
 
     @torch.inference_mode()
     def step(self, batch: StepBatch, inputs: Bundle) -> Bundle:

@@ -4,6 +4,7 @@ Knows transformers' cache protocol and the stage's pages (slot_cache.py). packed
 runner run the same steps faster for the families that allow it; model.py chooses.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,6 +66,11 @@ class SequentialRunner:
         """Drop what a slot keeps beside the pages."""
         self._slots.pop(slot, None)
         self._lengths.pop(slot, None)
+
+    def copy_blocks(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy pages, block by block."""
+        assert self.pool is not None, "setup_caches comes first"
+        self.pool.copy(sources, blocks)
 
     @torch.inference_mode()
     def step(self, batch: StepBatch, inputs: Bundle) -> Bundle:

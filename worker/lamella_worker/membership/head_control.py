@@ -101,7 +101,7 @@ class HeadControl(threading.Thread):
         self._loaded = False
         self._next_addresses: tuple[str, ...] = ()
         self._told = (False, "")
-        self._held: dict[int, tuple[HeldSlot, ...]] = {}  # by stage, of the present epoch
+        self._held: dict[int, tuple[HeldSlot, ...] | None] = {}  # by stage, of the present epoch
         self._beats: dict[int, Heartbeat] = {}  # the last of each stage
         self._sent = 0
         self._ended = threading.Event()
@@ -177,7 +177,7 @@ class HeadControl(threading.Thread):
                 self._act(self._ring.broken(reason, now_s))
 
     def _acknowledged(
-        self, stage: int, epoch: int, held: tuple[HeldSlot, ...], now_s: float
+        self, stage: int, epoch: int, held: tuple[HeldSlot, ...] | None, now_s: float
     ) -> None:
         if epoch == self._ring.epoch:
             self._held[stage] = held

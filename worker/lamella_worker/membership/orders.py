@@ -50,11 +50,11 @@ class Loaded:
 class Linked:
     """The Relink of this epoch is done: old frames are dropped and the next stage answers.
 
-    `held` is what this stage kept of sequences.
+    `held` is what this stage kept of sequences; None: it never keeps any.
     """
 
     epoch: int
-    held: tuple[HeldSlot, ...] = ()
+    held: tuple[HeldSlot, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Resume:
     """All stages are linked under this epoch; what each of them kept, the first stage's first."""
 
     epoch: int
-    held: tuple[tuple[HeldSlot, ...], ...]
+    held: tuple[tuple[HeldSlot, ...] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,29 @@ class PagedPool:
         self._keys[layer].index_copy_(1, rows, k.transpose(0, 1))
         self._values[layer].index_copy_(1, rows, v.transpose(0, 1))
 
+    def copy(self, sources: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy block `sources[i]` to `blocks[i]` on all layers; all are read before any is written.
+
+        Runs of blocks are copied as runs. Blocks that are their own source are left alone.
+        """
+        moves = [
+            (source, block)
+            for source, block in zip(sources, blocks, strict=True)
+            if source != block
+        ]
+        size = self.block_size
+        runs = [(source * size, block * size, n * size) for source, block, n in _runs(moves)]
+        safe = {source for source, _ in moves}.isdisjoint(block for _, block in moves)
+        layers = list(self._joined.values())
+        for layer in self.shapes.keys() - self._joined.keys():
+            layers += [self._keys[layer], self._values[layer]]
+        for pages in layers:
+            parts = [pages[:, source : source + n] for source, _, n in runs]
+            if not safe:
+                parts = [part.clone() for part in parts]
+            for part, (_, row, n) in zip(parts, runs, strict=True):
+                pages[:, row : row + n].copy_(part)
+
     def joined(self, layer: int) -> torch.Tensor | None:
         """K and V as one [2 * kv_heads, rows, dim], keys first; None where their widths differ."""
         return self._joined.get(layer)
@@ -132,6 +155,19 @@ class PagedPool:
     def _drop(self, layer: int) -> None:
         self._joined.pop(layer, None)
         del self._keys[layer], self._values[layer]
+
+
+def _runs(moves: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(source, target, count) of block moves whose sources and targets both follow one another."""
+    runs: list[tuple[int, int, int]] = []
+    for source, block in moves:
+        if runs:
+            first, target, count = runs[-1]
+            if (source, block) == (first + count, target + count):
+                runs[-1] = (first, target, count + 1)
+                continue
+        runs.append((source, block, 1))
+    return runs
 
 
 def empty_pages(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

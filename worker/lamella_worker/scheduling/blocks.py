@@ -4,17 +4,22 @@ Knows no tensor, no tokens and no requests: blocks are integers in ``[0, num_blo
 holds a `Lease`: the blocks that it uses, in order, and a reserve right behind the last one, which
 it grows into. So attention over most sequences reads one slice of the pool and gathers nothing.
 A reserve is a wish, not a promise: it counts as free, and a newcomer that finds no free run big
-enough takes the far half of the biggest reserve. In the flow: `running` leases
+enough takes the far half of the biggest reserve. Blocks that nobody uses but that hold something
+worth finding again are *kept*: they count as free too, and are given away when no other room is
+as good, the one that was used least recently first. In the flow: `running` leases
 from here; the ids travel in step headers and are the same on every stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 _LOOK = 8  # runs of one size class looked at before one is taken: bounds the cost of a choice
+_ROOM = 32  # blocks beyond those needed at once for which kept ones are given away, at a newcomer
+_GROWTH = 8  # kept blocks right behind a sequence that are given away at a time, for it to grow on
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +100,11 @@ class _Runs:
 class BlockAllocator:
     """Leases blocks. Every call costs O(blocks that it moves), never O(pool)."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, forget: Callable[[int], None] = lambda block: None) -> None:
+        """``forget`` is told of each kept block that is given away."""
         self.num_blocks = num_blocks
+        self._forget = forget
+        self._kept: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._free = _Runs()
         self._spare = _Runs()
         self._spare_owner: dict[int, Lease] = {}
@@ -105,14 +113,49 @@ class BlockAllocator:
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that no sequence uses; those in a reserve are among them."""
-        return self._free.total + self._spare.total
+        """Blocks that no sequence uses; those kept or in a reserve are among them."""
+        return self._free.total + self._spare.total + len(self._kept)
 
-    def open(self, want: int) -> Lease:
-        """A lease without blocks, with room reserved for ``want`` where there is any."""
+    def kept(self) -> tuple[int, ...]:
+        """Blocks that nobody uses and whose content is known, least recently used first."""
+        return tuple(self._kept)
+
+    def open(self, want: int, least: int = 1) -> Lease:
+        """A lease without blocks, with room reserved for ``want`` where there is any.
+
+        For more than ``least`` and a bit kept blocks are not given away.
+        """
         lease = Lease(want=max(want, 1))
-        self._reserve(lease, lease.want)
+        self._reserve(lease, lease.want, least)
         return lease
+
+    def reopen(self, blocks: Sequence[int], want: int, least: int) -> Lease | None:
+        """A lease that goes on behind kept blocks, in place; None where it could not grow there.
+
+        ``least`` blocks must be free right behind them, or the lease would lie in pieces.
+        """
+        lease = Lease(want, list(blocks))
+        if not lease.contiguous or any(block not in self._kept for block in blocks):
+            return None
+        behind = blocks[-1] + 1
+        end = self._free.end_of(behind)
+        if end is None or end - behind < least:
+            return None
+        for block in blocks:
+            del self._kept[block]
+        self._claim_free(lease, behind, min(behind + want - len(blocks), end))
+        return lease
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """These were used: those kept among them are given away last, the first one at the end."""
+        for block in reversed(blocks):
+            if block in self._kept:
+                self._kept.move_to_end(block)
+
+    def drop_kept(self) -> None:
+        """What is kept holds nothing any more."""
+        while self._kept:
+            self._give_away(next(iter(self._kept)))
 
     def extend(self, lease: Lease, count: int) -> tuple[int, ...] | None:
         """``count`` more blocks for a lease, the next in order first; None when too few are free.
@@ -132,13 +175,15 @@ class BlockAllocator:
             lease.blocks.extend(range(start, end))
         return tuple(taken)
 
-    def close(self, lease: Lease) -> None:
-        """Give everything back; the lease is empty afterwards."""
+    def close(self, lease: Lease, keep: Container[int] = ()) -> None:
+        """Give everything back, blocks in ``keep`` to be kept; the lease is empty afterwards."""
         start, end = lease.spare, lease.spare_end
         self._set_spare(lease, 0, 0)
         if start < end:
             self._give(start, end)
-        for first, last in _runs_of(lease.blocks):
+        # Without the first the others cannot be found: it is to go last.
+        self._kept.update((block, None) for block in reversed(lease.blocks) if block in keep)
+        for first, last in _runs_of([b for b in lease.blocks if b not in self._kept]):
             self._give(first, last)
         lease.blocks.clear()
 
@@ -147,18 +192,32 @@ class BlockAllocator:
         want = max(least, lease.want - len(lease.blocks))
         behind = lease.blocks[-1] + 1 if lease.blocks else -1
         end = self._free.end_of(behind)
+        if end is None and behind in self._kept:
+            # Whoever has to gather its blocks from pieces is slow at every step.
+            for block in range(behind, behind + min(want, _GROWTH)):
+                if block not in self._kept:
+                    break
+                self._give_away(block)
+            end = self._free.end_of(behind)
         if end is None:
-            self._reserve(lease, want)
+            self._reserve(lease, want, least)
         else:
             self._claim_free(lease, behind, min(behind + want, end))
 
-    def _reserve(self, lease: Lease, want: int) -> None:
+    def _reserve(self, lease: Lease, want: int, least: int) -> None:
         """Reserve ``want`` blocks in one run, or the best that there is."""
         start = self._free.fitting(want)
         if start is not None:
             self._claim_free(lease, start, start + want)
             return
         start, length = self._free.largest()
+        goal = min(want, least + _ROOM)
+        if length < goal and self._kept:
+            self._make_room(goal)
+            start, length = self._free.largest()
+        if length >= goal:
+            self._claim_free(lease, start, start + min(length, want))
+            return
         victim_start, victim_length = self._spare.largest()
         if length and length >= victim_length - victim_length // 2:
             self._claim_free(lease, start, start + length)
@@ -168,6 +227,19 @@ class BlockAllocator:
             border = victim_start + victim_length // 2
             self._set_spare(victim, victim_start, border)
             self._set_spare(lease, border, victim_start + victim_length)
+
+    def _make_room(self, goal: int) -> None:
+        """Give kept blocks away, the oldest first, until there is a run of ``goal``, or enough."""
+        for _ in range(min(2 * goal, len(self._kept))):
+            start, end = self._give_away(next(iter(self._kept)))
+            if end - start >= goal:
+                return
+
+    def _give_away(self, block: int) -> tuple[int, int]:
+        """A kept block is kept no more; the free run that it is then in."""
+        del self._kept[block]
+        self._forget(block)
+        return self._give(block, block + 1)
 
     def _claim_free(self, lease: Lease, start: int, end: int) -> None:
         rest = self._free.remove(start)
@@ -184,8 +256,8 @@ class BlockAllocator:
             self._spare.add(start, end)
             self._spare_owner[start] = lease
 
-    def _give(self, start: int, end: int) -> None:
-        """Make ``[start, end)`` free, one run with its free neighbours."""
+    def _give(self, start: int, end: int) -> tuple[int, int]:
+        """Make ``[start, end)`` free, one run with its free neighbours, which is returned."""
         before = self._free.start_of(start)
         if before is not None:
             self._free.remove(before)
@@ -193,12 +265,13 @@ class BlockAllocator:
         if self._free.end_of(end) is not None:
             end = self._free.remove(end)
         self._free.add(start, end)
+        return start, end
 
     def check_integrity(self, leases: Iterable[Lease]) -> None:
-        """Assert that free runs, reserves and the given leases part the pool; O(pool)."""
+        """Assert that free runs, reserves, kept blocks and these leases part the pool; O(pool)."""
         seen = bytearray(self.num_blocks)
         live = list(leases)
-        runs = [*self._free, *self._spare]
+        runs = [*self._free, *self._spare, *((block, block + 1) for block in self._kept)]
         for lease in live:
             runs.extend(_runs_of(lease.blocks))
             if lease.spare < lease.spare_end:

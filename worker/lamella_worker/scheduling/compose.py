@@ -17,12 +17,12 @@ one before it while that is still in flight: stages work in order. In the flow:
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 
-from lamella_contract.wire import EVERY_STAGE, Adopt, SegmentHeader
-from lamella_worker.scheduling.cost import Cohorts, CostModel, Work
+from lamella_contract.wire import SegmentHeader
+from lamella_worker.scheduling.cost import Cohorts, CostModel
+from lamella_worker.scheduling.draft import Draft
 from lamella_worker.scheduling.limits import StepBudget
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
 from lamella_worker.scheduling.resync import Kept, Rewind
@@ -32,25 +32,6 @@ LEAST_CHUNK = 16
 """Tokens below which a step's first chunk is not cut: time limits yield to progress."""
 
 _arrival = attrgetter("arrival")
-
-
-@dataclass(slots=True)
-class Draft:
-    """A step being put together; ``ids`` are the packed rows of its segments."""
-
-    adopts: list[Adopt] = field(default_factory=list)
-    segments: list[SegmentHeader] = field(default_factory=list)
-    requests: list[LiveRequest] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    pairs: int = 0
-    decode_rows: int = 0
-    prompt_tokens: int = 0
-    through: int = EVERY_STAGE
-
-    @property
-    def work(self) -> Work:
-        tokens = len(self.ids)
-        return Work(tokens, self.pairs, prefill=tokens != len(self.segments))
 
 
 class Composer:
@@ -73,6 +54,9 @@ class Composer:
         self.rows_replayed = 0
         self.queued_tokens = 0  # prompt tokens that no step was given yet
         self.preemptions = 0
+        self.tokens_asked = self.tokens_found = (
+            0  # in the prefix cache, by requests that got a slot
+        )
         self.cohort_count = 1
         self._cost = cost
         self.budget = StepBudget(max_step_tokens)
@@ -196,13 +180,27 @@ class Composer:
                 return
         while self.waiting and self.running.has_free_slot:
             request = next(iter(self.waiting.values()))
-            if self._chunk_tokens(draft, request) <= 0 or not self._has_blocks_for(request):
+            if self.budget.tokens <= len(draft.ids) or not self._has_blocks_for(request):
+                return
+            sources = self.running.known(request)
+            held = len(sources) * self.running.block_size
+            if self._chunk_tokens(draft, request, held) <= 0:
                 return
             del self.waiting[request.arrival]
             self.prefilling[request.arrival] = request
-            draft.adopts.append(self.running.admit(request))
-            if not self._add_chunk(draft, request):
+            draft.adopts.append(self.running.admit(request, sources))
+            self._count_found(request, held)
+            is_whole = self._add_chunk(draft, request)
+            assert draft.requests[-1] is request, "stages copy in the step that goes on from there"
+            if not is_whole:
                 return
+
+    def _count_found(self, request: LiveRequest, held: int) -> None:
+        self.queued_tokens -= held
+        self.tokens_asked += len(request.ids)
+        self.tokens_found += held
+        if request.cached < 0:
+            request.cached = min(held, request.prompt_len)
 
     def _add_chunk(self, draft: Draft, request: LiveRequest) -> bool:
         """Put the next part of a prompt into the step; whether the prompt is all given out."""
@@ -216,9 +214,12 @@ class Composer:
         del self.prefilling[request.arrival]
         return True
 
-    def _chunk_tokens(self, draft: Draft, request: LiveRequest) -> int:
-        """Tokens of a request's prompt that the step has room for; 0 for none."""
-        start = request.computed
+    def _chunk_tokens(self, draft: Draft, request: LiveRequest, held: int = 0) -> int:
+        """Tokens of a request's prompt that the step has room for; 0 for none.
+
+        A waiting one begins with ``held`` positions.
+        """
+        start = held or request.computed
         pending = len(request.ids) - start
         room = min(pending, self.budget.tokens - len(draft.ids))
         if room <= LEAST_CHUNK and not draft.prompt_tokens:
@@ -259,6 +260,8 @@ class Composer:
                 return False
             new_blocks = found
         sample = end == len(request.ids)
+        if end % self.running.block_size < count:
+            draft.filled.append(len(draft.segments))
         draft.segments.append(
             SegmentHeader(request.slot, request.generation, start, count, sample, new_blocks)
         )

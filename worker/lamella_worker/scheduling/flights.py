@@ -12,30 +12,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lamella_contract.errors import WireError
-from lamella_contract.wire import EVERY_STAGE, SegmentHeader, StepDone
-from lamella_worker.scheduling.compose import Draft
+from lamella_contract.wire import SegmentHeader, StepDone
 from lamella_worker.scheduling.cost import Work
+from lamella_worker.scheduling.draft import Draft
 from lamella_worker.scheduling.requests import LiveRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """One step in flight; ``requests`` has one entry per segment."""
+    """One step in flight; ``requests`` has one entry per segment, ``filled`` the places of those
+    that fill a block.
+    """
 
     step: int
     segments: tuple[SegmentHeader, ...]
     requests: tuple[LiveRequest, ...]
+    filled: tuple[int, ...]
     work: Work
     decode_rows: int
     prompt_tokens: int
     sent_s: float
-    whole: bool  # all stages compute it
+    is_typical: bool  # its time tells what such rows take
 
     def tenants(self) -> Iterator[tuple[LiveRequest, SegmentHeader]]:
         """The requests that still hold their segment's slot, with the segment."""
         for request, segment in zip(self.requests, self.segments, strict=True):
             if request.slot == segment.slot and request.generation == segment.generation:
                 yield request, segment
+
+    def full(self) -> Iterator[tuple[LiveRequest, int]]:
+        """(request, end of its rows) of each segment that filled a block, if its tenure goes on."""
+        for index in self.filled:
+            request, segment = self.requests[index], self.segments[index]
+            if request.slot == segment.slot and request.generation == segment.generation:
+                yield request, segment.start + segment.count
 
     def landed(self, done: StepDone) -> list[tuple[LiveRequest, tuple[int, ...]]]:
         """(request, new ids) of each sampled segment whose tenure goes on.
@@ -83,11 +93,12 @@ class Flights:
             step=step,
             segments=tuple(draft.segments),
             requests=tuple(draft.requests),
+            filled=tuple(draft.filled),
             work=work,
             decode_rows=draft.decode_rows,
             prompt_tokens=draft.prompt_tokens,
             sent_s=now_s,
-            whole=draft.through == EVERY_STAGE,
+            is_typical=draft.is_typical,
         )
         self._flights.append(flight)
         self.decode_steps += flight.decode_rows > 0

@@ -74,6 +74,8 @@ class SchedulerStats:
     output_tokens: int
     preemptions: int
     rows_replayed: int  # computed again because an epoch ended
+    prefix_cache_queries: int  # tokens of requests that got a slot
+    prefix_cache_hits: int  # of these: begun with what other requests left
     stage_busy_s: tuple[float, ...]  # per stage: computing
     stage_idle_s: tuple[float, ...]  # per stage: waiting for a step
 

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from lamella_contract.errors import InvalidRequest, PromptTooLong, StageLost
-from lamella_contract.wire import Sampling, Submit, TokenEvent
+from lamella_contract.errors import (
+    EngineError,
+    InvalidRequest,
+    PromptTooLong,
+    StageLost,
+    from_kind,
+)
+from lamella_contract.wire import NO_SALT, Sampling, Submit, TokenEvent
 from lamella_worker.scheduling.blocks import Lease
 from lamella_worker.scheduling.limits import SchedulerLimits
 
@@ -42,7 +48,9 @@ class LiveRequest:
     ``computed`` positions were given to steps (their KV exists once those steps ran); below
     ``given`` a row is computed again because an epoch ended or a step failed, the latter ``tries``
     times since the last token. ``slot`` is `NO_SLOT` while it waits; (slot, generation) names one
-    tenure of a slot.
+    tenure of a slot. ``names`` are those of its full blocks, as far as they were asked for; the
+    first ``named`` blocks of its lease can be found by them. ``cached`` tokens of its prompt were
+    there when it first got a slot, -1 before.
     """
 
     owner: bytes
@@ -60,6 +68,10 @@ class LiveRequest:
     computed: int = 0
     given: int = 0
     tries: int = 0
+    salt: bytes = NO_SALT
+    names: list[bytes] = field(default_factory=list)
+    named: int = 0
+    cached: int = -1
     finish: str = ""
     error: str = ""
     error_kind: str = ""
@@ -95,12 +107,21 @@ class LiveRequest:
                 self.finish = "length"
                 break
         event = TokenEvent(self.request_id, self.attempt, position, tuple(new[:taken]), self.finish)
+        if not position:
+            event = event._replace(cached=max(0, self.cached))
         return OwnedEvent(self.owner, event)
 
     def fail(self, error: str, kind: str) -> OwnedEvent:
         """End the answer with an error; the event that says so."""
         self.finish, self.error, self.error_kind = "error", error, kind
         return self.retell(self.output_len)
+
+    def fail_as(self, error: str) -> OwnedEvent:
+        """End the answer with a stage's error, which begins with its kind ("out_of_memory: ")."""
+        kind, _, message = error.partition(": ")
+        if from_kind(kind, message).kind != kind:
+            kind, message = EngineError.kind, error
+        return self.fail(message, kind)
 
     def retell(self, position: int) -> OwnedEvent:
         """An event that says again all there is from output ``position`` on."""
@@ -113,6 +134,7 @@ class LiveRequest:
             self.finish,
             self.error,
             self.error_kind,
+            cached=0 if position else max(0, self.cached),
         )
         return OwnedEvent(self.owner, event)
 
@@ -226,4 +248,5 @@ def live_request(
         stop_ids=stop_ids,
         last_len=min(submit.prompt_len + sampling.max_tokens, longest),
         arrival=arrival,
+        salt=submit.salt,
     )

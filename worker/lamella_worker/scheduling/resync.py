@@ -23,11 +23,16 @@ class Rewind(NamedTuple):
 
 
 class Kept:
-    """The answers of all stages, the first stage's first; one that is missing kept nothing."""
+    """The answers of all stages, the first stage's first; one that is missing kept nothing, and one
+    that is None never can.
+    """
 
-    def __init__(self, stages: int, answers: Sequence[Sequence[HeldSlot]] = ()) -> None:
+    def __init__(self, stages: int, answers: Sequence[Sequence[HeldSlot] | None] = ()) -> None:
+        self.reusable = None not in answers
+        """Whether blocks hold all there is of a sequence on every stage, so that others that begin
+        alike can begin with them."""
         self._lengths = [
-            {(held.slot, held.generation): held.length for held in answer}
+            {(held.slot, held.generation): held.length for held in answer or ()}
             for answer in [*answers, *[()] * stages][:stages]
         ]
 

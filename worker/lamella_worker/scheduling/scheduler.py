@@ -6,29 +6,22 @@ In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the 
 `next_step`, runs it down the line, and gives each `StepDone` to `complete`, in order, which
 returns the events to send.
 
-What lies where: `requests` the records, `running` slots and blocks, `compose` the choice of rows,
-`cost` the learned times, `flights` the steps under way, `pressure` what is tried again.
+What lies where: `requests` the records, `running` slots and blocks, `prefix` what can be found
+again, `compose` the choice of rows, `cost` the learned times, `flights` the steps under way,
+`pressure` what is tried again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from lamella_contract.errors import (
-    EngineError,
-    InvalidRequest,
-    Overloaded,
-    PipelineUnavailable,
-    WireError,
-    from_kind,
-)
+from lamella_contract.errors import InvalidRequest, Overloaded, PipelineUnavailable, WireError
 from lamella_contract.wire import HeldSlot, StepDone, StepHeader, Submit
-from lamella_worker.scheduling.compose import Composer, Draft
+from lamella_worker.scheduling.compose import Composer
 from lamella_worker.scheduling.cost import CostModel, DrainRate
+from lamella_worker.scheduling.draft import Draft, ScheduledStep
 from lamella_worker.scheduling.flights import Flight, Flights
 from lamella_worker.scheduling.limits import SchedulerLimits, SchedulerStats
 from lamella_worker.scheduling.pressure import try_again
@@ -41,18 +34,6 @@ from lamella_worker.scheduling.requests import (
 )
 from lamella_worker.scheduling.resync import Kept
 from lamella_worker.scheduling.running import RunningSet
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledStep:
-    """A step to run: its header (no tensors yet) and the ids of its rows, int32 [tokens].
-
-    ``predicted_s`` is the compute time over all stages, 0.0 while nothing is known.
-    """
-
-    header: StepHeader
-    token_ids: npt.NDArray[np.int32]
-    predicted_s: float
 
 
 class Scheduler:
@@ -212,6 +193,8 @@ class Scheduler:
         self._account(flight, done, now_s)
         if done.error:
             return [self._fail(r, done.error) for r in try_again(flight, done.error, self._compose)]
+        for request, end in flight.full():
+            self._compose.running.name_blocks(request, end)
         events: list[OwnedEvent] = []
         ready = self._compose.ready
         for request, new in rows:
@@ -228,11 +211,7 @@ class Scheduler:
         return events
 
     def _fail(self, request: LiveRequest, error: str) -> OwnedEvent:
-        """End a request with a stage's error, which begins with its kind ("out_of_memory: ")."""
-        kind, _, message = error.partition(": ")
-        if from_kind(kind, message).kind != kind:
-            kind, message = EngineError.kind, error
-        event = request.fail(message, kind)
+        event = request.fail_as(error)
         self._remove(request)
         return event
 
@@ -250,7 +229,7 @@ class Scheduler:
         work = flight.work
         if work.tokens:
             self._compose.budget.went_well()
-        if work.tokens and flight.whole:
+        if work.tokens and flight.is_typical:
             self._cost.observe(work, [time.compute_ns * 1e-9 for time in done.trace])
             if not work.prefill and flight.decode_rows:
                 self._compose.cohorts.observe(work.tokens)
@@ -261,10 +240,11 @@ class Scheduler:
 
     # Membership
 
-    def restart(self, answers: Sequence[Sequence[HeldSlot]] = ()) -> None:
+    def restart(self, answers: Sequence[Sequence[HeldSlot] | None] = ()) -> None:
         """A new epoch: every running request goes on from what all stages hold of it.
 
-        ``answers`` has one entry per stage: what it kept; without them nobody kept anything. Known
+        ``answers`` has one entry per stage: what it kept, None if it never can (then no request
+        begins with what another left, either); without them nobody kept anything. Known
         ids beyond are computed again, none is sampled again. Steps in flight are forgotten; their
         StepDone, should one still come, is ignored. The first header tells the stages of all
         tenures that go on; what else they had is to rest until it is overwritten.
@@ -307,6 +287,8 @@ class Scheduler:
             output_tokens=self._output_tokens,
             preemptions=compose.preemptions,
             rows_replayed=compose.rows_replayed,
+            prefix_cache_queries=compose.tokens_asked,
+            prefix_cache_hits=compose.tokens_found,
             stage_busy_s=tuple(ns * 1e-9 for ns in self._busy_ns),
             stage_idle_s=tuple(ns * 1e-9 for ns in self._idle_ns),
         )

@@ -8,6 +8,9 @@ A header that names a ``failed`` step is applied all the same: its frees, adopts
 Between two epochs of one incarnation slots *rest*: their pages are untouched, but headers that were
 lost may have freed or moved them. A resting slot counts again once stage 0 adopts it under the same
 generation, and is forgotten as soon as another tenure gets the slot or one of its blocks.
+
+A sequence may begin with copies of blocks that others filled, live ones or gone ones. The table
+checks that each of these is full here for certain; the loop copies.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ class SlotTable:
         most = min(num_blocks, -(-max_model_len // block_size))
         self._blocks = np.zeros((max_sequences, most), np.int32)
         self._owner = [_NOBODY] * num_blocks
+        self._full = bytearray(num_blocks)  # 1: nobody owns it, and who did filled it for certain
         self.reset()
 
     def reset(self) -> None:
@@ -65,6 +69,7 @@ class SlotTable:
         self._sure = [0] * self.max_sequences
         self._used = [0] * self.max_sequences
         self._owner[:] = [_NOBODY] * self.num_blocks
+        self._full = bytearray(self.num_blocks)
 
     def rest(self) -> None:
         """Another epoch of the same incarnation begins: what is held rests until it is adopted."""
@@ -73,6 +78,7 @@ class SlotTable:
                 self._live[slot], self._rests[slot] = False, True
             elif not self._rests[slot]:
                 self._generations[slot] = 0
+        self._full = bytearray(self.num_blocks)
 
     def held(self) -> tuple[HeldSlot, ...]:
         """What rests here: the positions of each slot that are computed for certain."""
@@ -83,7 +89,12 @@ class SlotTable:
         )
 
     def doubt(self, header: StepHeader) -> None:
-        """The rows of a step that was applied were not computed, or not all of them."""
+        """The rows of a step that was applied were not computed, or not all of them, nor was all
+        copied.
+        """
+        for adopt in header.adopts:
+            if adopt.sources:
+                self._sure[adopt.slot] = 0
         for slot, _, start, *_ in header.segments:
             self._sure[slot] = min(self._sure[slot], start)
 
@@ -115,8 +126,10 @@ class SlotTable:
 
     def _forget(self, slot: int) -> None:
         owner = self._owner
-        for block in self.blocks_of(slot):
+        full = self._sure[slot] // self.block_size
+        for index, block in enumerate(self.blocks_of(slot)):
             owner[block] = _NOBODY
+            self._full[block] = index < full
         self._live[slot] = self._rests[slot] = False
         self._used[slot] = self._sure[slot] = 0
 
@@ -131,6 +144,8 @@ class SlotTable:
                 f"{self._generations[slot]}, got {adopt.generation}; want a free slot and a newer"
             )
         sure, kept = (self._sure[slot], self.blocks_of(slot)) if again else (0, ())
+        if adopt.sources and not again:
+            sure = self._sure_of_copies(adopt.sources)
         if kept != adopt.blocks[: len(kept)] or adopt.held > sure:
             raise WireError(
                 f"adopt: got {adopt.held} positions in blocks {adopt.blocks} of slot {slot}, "
@@ -141,6 +156,17 @@ class SlotTable:
         self._live[slot] = True
         self._used[slot] = self._append(slot, 0, adopt.blocks)
         self._filled[slot], self._sure[slot] = adopt.held, sure
+
+    def _sure_of_copies(self, sources: tuple[int, ...]) -> int:
+        """Positions that copies of these blocks hold: WireError if one is not full for certain."""
+        full: set[int] = set()
+        for slot in {self._owner[block] for block in sources if block < self.num_blocks}:
+            if slot != _NOBODY and self._live[slot]:
+                full.update(self.blocks_of(slot)[: self._sure[slot] // self.block_size])
+        for block in sources:
+            if block not in full and (block >= self.num_blocks or not self._full[block]):
+                raise WireError(f"adopt: got source {block}, which is not full here")
+        return len(sources) * self.block_size
 
     def _segment(self, segment: SegmentHeader, skipped: bool) -> SlotSegment:
         slot, generation, start, count, sample, new_blocks = segment
@@ -180,6 +206,7 @@ class SlotTable:
                     f"below {self.num_blocks}"
                 )
             owner[block] = slot
+            self._full[block] = 0
         self._blocks[slot, used:end] = new_blocks
         self._used[slot] = end
         return end
