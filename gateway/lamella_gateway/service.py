@@ -211,7 +211,9 @@ class Gateway:
 
 
 def _salt(text: str | None) -> bytes:
-    return blake2b(text.encode(errors="surrogatepass"), digest_size=len(NO_SALT)).digest() if text else NO_SALT
+    if not text:
+        return NO_SALT
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=len(NO_SALT)).digest()
 
 
 def identity(config: GatewayConfig) -> str:
