@@ -14,10 +14,12 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+import psutil
 from benchmarks.peers import faults, install, measure, report
 from benchmarks.peers.measure import Results, Turn
 from benchmarks.peers.running import NotStarted, Running
@@ -71,8 +73,9 @@ def started(
         asking = measure.find_out(running, model)
         for level in (4, 16):
             measure.warm_up(running, asking, level)
-    except (NotStarted, EndpointError) as error:
-        results.missing[system.key] = f"{error}"
+    except (NotStarted, EndpointError, OSError, psutil.Error) as error:
+        results.missing[system.key] = f"{error}; {running.log_end()[-300:]}"
+        running.end()
         return None
     say(f"{system.title}: answers after {running.start_s:.0f} s")
     if system.peer:
@@ -94,6 +97,7 @@ def tell(turn: Turn) -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = arguments()
     systems = chosen(options.only)
     tools = install.tools({system.peer for system in systems})
@@ -119,9 +123,11 @@ def main() -> int:
         count = 2 if options.quick else options.rounds
         results.floors.append(measure.floor(files.folder, first))
         begin = max((turn.round for turn in results.turns), default=0) + 1
-        measure.rounds(askings, levels, count, results, tell, first=begin)
+        for number in range(begin, begin + count):
+            measure.take_round(askings, levels, number, number - begin, results, tell)
+            write(results, levels, systems, options.into)  # what is there stays there
         results.floors.append(measure.floor(files.folder, first))
-    write(results, levels, systems, options.into)
+    print(write(results, levels, systems, options.into))
     return 0
 
 
@@ -151,13 +157,14 @@ def kill_each(
     return 0
 
 
-def write(results: Results, levels: list[int], systems: tuple[System, ...], folder: Path) -> None:
+def write(results: Results, levels: list[int], systems: tuple[System, ...], folder: Path) -> str:
+    """Table, figures and plot; the table."""
     text = report.table(results, levels, systems)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     text_json = json.dumps(results.as_json(), indent=1) + "\n"
     (folder / TURNS).write_text(text_json, encoding="utf-8")
     report.plot(results, levels, folder / "peers.png")
-    print(text)
+    return text
 
 
 if __name__ == "__main__":

@@ -193,27 +193,27 @@ def is_due(system: System, concurrency: int, number: int) -> bool:
     return number % often == 0
 
 
-def rounds(
+def take_round(
     askings: list[tuple[Running, bench.Asking]],
     levels: list[int],
-    count: int,
+    number: int,
+    since: int,
     results: Results,
     tell: Callable[[Turn], None],
-    first: int = 1,
 ) -> None:
-    """`count` rounds, a crowd in every other one. Peers are held but for their turns; ours are not,
-    since a held stage is taken for a dead one."""
-    for number in range(first, first + count):
-        for running, asking in askings:
-            if not any(is_due(running.system, level, number - first) for level in levels):
-                continue
-            running.go_on()
-            time.sleep(SETTLE_S)
-            for concurrency in levels:
-                if not is_due(running.system, concurrency, number - first):
-                    continue
-                turn = take_turn(running, asking, concurrency, number)
-                results.turns.append(turn)
-                tell(turn)
-            if running.system.peer:
-                running.hold()
+    """Round `number`, the `since`-th of this run from 0: every system at every level that is due.
+
+    Peers are held but for their turns; ours are not, since a held stage is taken for a dead one.
+    """
+    for running, asking in askings:
+        due = [level for level in levels if is_due(running.system, level, since)]
+        if not due:
+            continue
+        running.go_on()
+        time.sleep(SETTLE_S)
+        for concurrency in due:
+            turn = take_turn(running, asking, concurrency, number)
+            results.turns.append(turn)
+            tell(turn)
+        if running.system.peer:
+            running.hold()

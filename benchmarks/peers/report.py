@@ -126,3 +126,4 @@ def plot(results: Results, levels: list[int], path: Path) -> None:
         axes.grid(alpha=0.2)
     left.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=130)
+    pyplot.close(figure)
