@@ -91,8 +91,9 @@ def document(rows: list[Row]) -> str:
         "logits have a standard deviation of about 1. Allowed is 1e-5, and 1e-4 where the unsplit "
         "model itself differs by more than 1e-5 between reading whole and in pieces.",
         "",
-        "- *fast*: hand-written, fused and prepacked; *packed*: the library's model, all rows of a "
-        "step in one pass; *sequential*: the library's model, one sequence after another.",
+        "- *fast*: hand-written, fused and prepacked, and in int8 where `quantization` asks for "
+        "it; *packed*: the library's model, all rows of a step in one pass; *sequential*: the "
+        "library's model, one sequence after another.",
         "- *beside the pages*: what a sequence keeps that is not keys and values per token; such "
         "state is lost with a stage and made again from the first token.",
         "",
