@@ -14,7 +14,7 @@ from lamella_contract import names
 
 _TIMEOUT_S = 0.5
 LOADING_INTERVAL_S = 0.1
-SERVING_INTERVAL_S = 0.5
+SERVING_INTERVAL_S = 2.0  # each look costs the cores that compute about 3 ms
 
 
 @dataclass(frozen=True, slots=True)

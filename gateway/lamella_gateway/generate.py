@@ -8,12 +8,13 @@ failure after it is an event. One task watches for the client's hang-up; none is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
 from .answer import Answer
+from .chunks import Chunks, chunks_of
 from .dispatch import Dispatcher
 from .errors import ApiError
 from .metrics import Metrics
@@ -46,8 +47,10 @@ class Generation:
         Raises `ApiError` when the request failed. A stop string ends the work at the replica.
         """
         ids, finish = await self.ticket.news()
-        if not ids and not finish:
-            return None
+        return self.feed(ids, finish) if ids or finish else None
+
+    def feed(self, ids: Sequence[int], finish: str) -> str:
+        """Text of these news."""
         if not self.first_s and ids:
             self.first_s = asyncio.get_running_loop().time()
             self.metrics.first_token_s.observe(self.first_s - self.arrived_s)
@@ -75,15 +78,23 @@ class Generation:
 
 
 class StreamedAnswer:
-    """Server-sent events, one write per batch of news."""
+    """Server-sent events, one write per batch of news.
+
+    The first and the last are written by the request's task. Those between are written as they
+    come, by whoever brings them, where the server has `Chunks` and the client reads them.
+    """
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self._started = False
+        self._chunks: Chunks | None = None
+        self._left: str | None = None  # the last text, which the task has still to write
+        self._bug: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
         watcher = _watch(receive, lambda: generation.dispatcher.hung_up(generation.ticket))
+        self._chunks = chunks_of(scope)
         try:
             await self._stream(send)
         except ApiError as error:
@@ -92,6 +103,7 @@ class StreamedAnswer:
             await _write(send, error_event(error), more=False)
         finally:
             watcher.cancel()
+            generation.ticket.show = None
             if self._started:
                 generation.metrics.streams.dec()
             generation.end()
@@ -99,9 +111,16 @@ class StreamedAnswer:
     async def _stream(self, send: Send) -> None:
         generation, writer = self._generation, self._generation.writer
         while not generation.over:
+            # nobody writes between two writes of this task
+            generation.ticket.show = self._show if self._started and self._chunks else None
             text = await generation.step()
+            generation.ticket.show = None
+            if self._bug is not None:
+                raise self._bug
             if generation.ticket.gone:
                 return
+            if self._left is not None:
+                text = self._left + (text or "")
             chunk = KEEP_ALIVE if text is None else writer.text(text) if text else b""
             if not self._started:
                 self._started = True
@@ -115,6 +134,26 @@ class StreamedAnswer:
                 await _write(send, chunk, more=False)
             elif chunk:
                 await _write(send, chunk, more=True)
+
+    def _show(self) -> bool:
+        """Write what the ticket has; False when the task must be woken."""
+        generation, chunks = self._generation, self._chunks
+        ticket = generation.ticket
+        if chunks is None or not chunks.open:
+            return False
+        ids, ticket.ids = ticket.ids, []
+        try:
+            text = generation.feed(ids, "")
+        except Exception as bug:  # it is this request's, and not of whoever brings news
+            self._bug = bug
+        else:
+            if not generation.over:
+                if text:
+                    chunks.write(generation.writer.text(text))
+                return True
+            self._left = text
+        ticket.show = None
+        return False
 
 
 class WholeAnswer:

@@ -82,6 +82,7 @@ async def serve(config: GatewayConfig, listener: socket.socket, *, parent_pid: i
     """Serve on ``listener`` until a signal, the parent's death or a failure; the exit code."""
     # imported here, for the port must be known to be free before anything slow
     from .app import create_app
+    from .chunks import Protocol
     from .service import Gateway
 
     try:
@@ -94,6 +95,7 @@ async def serve(config: GatewayConfig, listener: socket.socket, *, parent_pid: i
             create_app(gateway),
             lifespan="off",
             ws="none",
+            http=Protocol,
             log_config=None,
             access_log=False,
             server_header=False,

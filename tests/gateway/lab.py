@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from lamella_contract.config import GatewayConfig
 from lamella_contract.wire import Submit
 from lamella_gateway.app import create_app
+from lamella_gateway.chunks import Protocol
 from lamella_gateway.discover import Resolve, look_up
 from lamella_gateway.service import Gateway
 from lamella_gateway.serving import listen
@@ -169,6 +170,7 @@ async def _serve(
             port=0,
             lifespan="off",
             ws="none",
+            http=Protocol,
             log_config=None,
             access_log=False,
         )
