@@ -39,6 +39,37 @@ def test_write_then_read(shape, joined):
     assert not pages.values(3).any()
 
 
+@pytest.mark.parametrize(
+    ("sources", "blocks"),
+    [
+        pytest.param([0, 1, 2], [5, 6, 7], id="a-run"),
+        pytest.param([4, 1, 7], [0, 6, 3], id="pieces"),
+        pytest.param([2, 3, 4], [1, 2, 3], id="down-over-itself"),
+        pytest.param([1, 2, 3], [2, 3, 4], id="up-over-itself"),
+        pytest.param([1, 2], [2, 1], id="swapped"),
+        pytest.param([3, 4, 5], [3, 4, 7], id="some-in-place"),
+        pytest.param([3, 3], [1, 2], id="one-source-twice"),
+        pytest.param([], [], id="nothing"),
+    ],
+)
+@pytest.mark.parametrize("shape", [KVShape(2, 4, 4), KVShape(1, 6, 4)], ids=["joined", "two"])
+def test_blocks_are_copied(sources: list[int], blocks: list[int], shape: KVShape) -> None:
+    pages = PagedPool(8, 3, {0: shape, 5: shape}, torch.float32)
+    for layer in (0, 5):
+        for tensor in (pages.keys(layer), pages.values(layer)):
+            tensor.copy_(torch.randn(tensor.shape))
+    kept = [
+        tensor.clone() for layer in (0, 5) for tensor in (pages.keys(layer), pages.values(layer))
+    ]
+    pages.copy(sources, blocks)
+    found = [tensor for layer in (0, 5) for tensor in (pages.keys(layer), pages.values(layer))]
+    for before, after in zip(kept, found, strict=True):
+        wanted = before.clone()
+        for source, block in zip(sources, blocks, strict=True):
+            wanted[:, block * 3 : block * 3 + 3] = before[:, source * 3 : source * 3 + 3]
+        assert torch.equal(after, wanted)
+
+
 def test_bytes_are_counted():
     pages = pool(l0=KVShape(2, 4, 4), l1=KVShape(1, 6, 4))
     assert pages.rows == 8

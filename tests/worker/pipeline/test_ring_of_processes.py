@@ -117,6 +117,28 @@ def test_after_a_death_the_stages_behind_compute_little_again(
     assert ring.status(2)["rows"] - rows[0] <= 30  # what was new, and a probe
 
 
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_beginning_that_was_computed_is_found_and_computed_anew_after_each_death(
+    ring: Any, toy_answer: Answer, victim: int
+) -> None:
+    shared = [20 + victim + i for i in range(40)]
+
+    def ask(last: int) -> int:
+        """Tokens of the prompt that were there."""
+        cached: list[int] = []
+        request = ring.submit([*shared, last], 6)
+        found = ring.collect({request}, lambda event: cached.append(event.cached))
+        assert found[request] == (toy_answer([*shared, last], 6), "length")
+        return cached[0]
+
+    assert [ask(50), ask(51)] == [0, 40]
+    os.kill(ring.pid(victim), signal.SIGKILL)
+    ring.wait_until(lambda: not ring.is_ready())
+    ring.wait_until(ring.is_ready)
+    ring.wait_ready()
+    assert [ask(52), ask(53)] == [0, 40]
+
+
 def test_a_stage_that_stays_stopped_is_replaced(ring: Any, toy_answer: Answer) -> None:
     pid = ring.pid(1)
     os.kill(pid, signal.SIGSTOP)

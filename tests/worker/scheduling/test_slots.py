@@ -199,3 +199,80 @@ def test_slots_that_were_free_are_not_remembered() -> None:
     slots.rest()
     slots.apply(FIRST)
     assert slots.live() == {0: (1, 6, (5, 2))}
+
+
+def copying(slot: int, generation: int, sources: tuple[int, ...], *blocks: int) -> Adopt:
+    return Adopt(slot, generation, 1, (1,), Sampling(), 4 * len(sources), blocks, sources)
+
+
+def begun(*, freed: bool) -> SlotTable:
+    """Slot 0 has 6 positions in blocks 5 and 2, or had."""
+    slots = table()
+    slots.apply(FIRST)
+    if freed:
+        slots.apply(header(frees=(Free(0, 1),)))
+    return slots
+
+
+@pytest.mark.parametrize("freed", [False, True], ids=["live", "gone"])
+def test_a_sequence_begins_with_copies_of_full_blocks(freed: bool) -> None:
+    slots = begun(freed=freed)
+    adopted = header(SegmentHeader(1, 1, 4, 2, True, (7,)), adopts=(copying(1, 1, (5,), 3),))
+    (segment,) = slots.apply(adopted)
+    assert segment.blocks.tolist() == [3, 7]
+    slots.rest()
+    assert HeldSlot(1, 1, 6) in slots.held()
+
+
+def test_blocks_that_nobody_has_are_taken_over_where_they_lie() -> None:
+    slots = begun(freed=True)
+    slots.apply(header(SegmentHeader(1, 1, 4, 1, True, (6,)), adopts=(copying(1, 1, (5,), 5),)))
+    assert slots.live() == {1: (1, 5, (5, 6))}
+
+
+def test_copies_come_before_other_uses_of_their_source_in_one_header() -> None:
+    slots = begun(freed=True)
+    slots.apply(header(adopts=(copying(0, 2, (5,), 3), adopt(1, 1, blocks=(5,)))))
+    assert slots.live() == {0: (2, 4, (3,)), 1: (1, 0, (5,))}
+
+
+REFUSED_SOURCES = {
+    "half full": ([], (2,)),
+    "never written": ([], (1,)),
+    "beyond the pool": ([], (99,)),
+    "given to another": ([header(adopts=(adopt(1, 1, blocks=(5,)),))], (5,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "sources"), REFUSED_SOURCES.values(), ids=REFUSED_SOURCES.keys()
+)
+def test_a_source_that_is_not_full_is_refused(
+    before: list[StepHeader], sources: tuple[int, ...]
+) -> None:
+    slots = begun(freed=True)
+    for one in before:
+        slots.apply(one)
+    with pytest.raises(WireError, match="source"):
+        slots.apply(header(adopts=(copying(0, 2, sources, 3),)))
+
+
+def test_after_a_change_of_epoch_only_what_was_adopted_again_is_a_source() -> None:
+    slots = begun(freed=False)
+    slots.rest()
+    with pytest.raises(WireError, match="source"):
+        slots.apply(header(adopts=(copying(1, 1, (5,), 3),)))
+    slots = begun(freed=False)
+    slots.rest()
+    slots.apply(header(adopts=(adopt(0, 1, 6, (5, 2)), copying(1, 1, (5,), 3))))
+    assert slots.live()[1] == (1, 4, (3,))
+
+
+@pytest.mark.parametrize("freed", [False, True], ids=["live", "gone"])
+def test_rows_that_failed_are_no_source_and_neither_are_copies(freed: bool) -> None:
+    slots = begun(freed=freed)
+    step = header(SegmentHeader(1, 1, 4, 4, True, (7,)), adopts=(copying(1, 1, (5,), 3),))
+    slots.apply(step)
+    slots.doubt(step)
+    slots.rest()
+    assert all(held.slot != 1 for held in slots.held())
