@@ -63,10 +63,15 @@ def test_steps_that_queued_and_pipelines_of_one_stage_say_nothing_of_hops() -> N
         (32, {16: (0.010, 0.010)}, 32 / 0.020),
     ],
     ids=[
-        "one request waits for both", "merging and splitting are alike when weights are all",
-        "splitting pays", "two cohorts of eight", "one stage", "nothing is known", "a step of 32 was never seen",
+        "one request waits for both",
+        "merging and splitting are alike when weights are all",
+        "splitting pays",
+        "two cohorts of eight",
+        "one stage",
+        "nothing is known",
+        "a step of 32 was never seen",
     ],
-)  # fmt: skip
+)
 def test_what_the_step_times_allow(
     requests: int, times: dict[int, tuple[float, ...]], want: float
 ) -> None:

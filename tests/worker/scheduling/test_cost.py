@@ -1,4 +1,4 @@
-"""The learned times, and what is decided by them: cohorts, chunks, and when to come back."""
+"""The learned times, and what is decided by them: chunks, and when to come back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from lamella_worker.scheduling.cost import (
-    PROBE_PERIOD,
-    PROBE_STEPS,
-    Cohorts,
     CostModel,
     DrainRate,
     Work,
@@ -92,53 +89,6 @@ def test_time_per_token_of_a_number_of_cohorts(cohorts: int, expected_s: float) 
     per_stage = [(0.010, 0.001, 0.0), (0.020, 0.001, 0.0)]
     model = taught(per_stage, decode_works(1, 8, 16))
     assert model.token_s(16, cohorts, 100.0) == pytest.approx(expected_s, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("per_stage", "rows", "expected"),
-    [
-        pytest.param([(0.02, 1e-5, 0.0)] * 2, 16, 1, id="memory bound: merged"),
-        pytest.param([(0.02, 2e-3, 0.0)] * 2, 16, 2, id="compute bound: split"),
-        pytest.param([(0.001, 0.0, 1e-6)] * 2, 2, 2, id="attention bound: split even two rows"),
-        pytest.param([(0.01, 2e-3, 0.0)] * 4, 64, 4, id="four stages"),
-        pytest.param([(0.02, 1e-2, 0.0), (0.02, 1e-5, 0.0)], 16, 1, id="one stage does it all"),
-        pytest.param([(0.02, 2e-3, 0.0)] * 2, 1, 1, id="one row"),
-    ],
-)
-def test_cohorts_settle_on_what_is_cheapest(
-    per_stage: list[tuple[float, float, float]], rows: int, expected: int
-) -> None:
-    model = CostModel(len(per_stage))
-    cohorts = Cohorts(model)
-    chosen = [decide(model, cohorts, per_stage, rows, context=2000) for _ in range(500)]
-    assert set(chosen[-400:]) == {expected}
-
-
-def decide(
-    model: CostModel,
-    cohorts: Cohorts,
-    per_stage: list[tuple[float, float, float]],
-    rows: int,
-    context: int,
-) -> int:
-    """One decision and the steps that it leads to."""
-    count = cohorts.count(rows, context)
-    size = -(-rows // count)
-    work = Work(size, size * context, prefill=False)
-    model.observe(work, seconds(work, per_stage))
-    cohorts.observe(size)
-    return count
-
-
-def test_the_other_way_is_tried_a_few_times_in_thousands_of_steps() -> None:
-    per_stage = [(0.02, 1e-5, 0.0)] * 2
-    model = CostModel(2)
-    cohorts = Cohorts(model)
-    chosen = [decide(model, cohorts, per_stage, 16, context=100) for _ in range(PROBE_PERIOD + 50)]
-    assert chosen[:PROBE_STEPS] == [1] * PROBE_STEPS
-    assert chosen[PROBE_STEPS : 2 * PROBE_STEPS] == [2] * PROBE_STEPS
-    assert 2 not in chosen[2 * PROBE_STEPS : PROBE_PERIOD]
-    assert chosen.count(2) == 2 * PROBE_STEPS
 
 
 def test_rows_and_chunks_keep_the_time_limit() -> None:

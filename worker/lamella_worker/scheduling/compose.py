@@ -21,7 +21,8 @@ from itertools import islice
 from operator import attrgetter
 
 from lamella_contract.wire import SegmentHeader
-from lamella_worker.scheduling.cost import Cohorts, CostModel
+from lamella_worker.scheduling.cohorts import Cohorts
+from lamella_worker.scheduling.cost import CostModel
 from lamella_worker.scheduling.draft import Draft
 from lamella_worker.scheduling.limits import StepBudget
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
@@ -162,6 +163,7 @@ class Composer:
                 self._add_decode(draft, request, room)
         if draft.decode_rows:
             self._context = draft.pairs / draft.decode_rows
+            draft.decoding, draft.cohorts = rows, self.cohort_count
 
     def _add_decode(self, draft: Draft, request: LiveRequest, room: int) -> None:
         # More than one token is pending after a row that brought several ids.
@@ -260,7 +262,7 @@ class Composer:
                 return False
             new_blocks = found
         sample = end == len(request.ids)
-        if end % self.running.block_size < count:
+        if count > 1 and end % self.running.block_size < count:
             draft.filled.append(len(draft.segments))
         draft.segments.append(
             SegmentHeader(request.slot, request.generation, start, count, sample, new_blocks)
@@ -301,12 +303,8 @@ class Composer:
         self.withdraw(victim)
         self.preemptions += 1
         self.queued_tokens += len(victim.ids)
-        self._put_back([victim])
-
-    def _put_back(self, requests: list[LiveRequest]) -> None:
-        for request in reversed(requests):
-            self.waiting[request.arrival] = request
-            self.waiting.move_to_end(request.arrival, last=False)
+        self.waiting[victim.arrival] = victim
+        self.waiting.move_to_end(victim.arrival, last=False)
 
     def check_integrity(self) -> None:
         """Assert that every request is where it belongs; O(live + pool)."""

@@ -5,7 +5,7 @@ of step (decode only, or with prefill) the time is ``t = a + b * tokens + c * pa
 counts (query, key) pairs of attention: a chunk of x tokens after a prefix of L has
 ``L * x + x * (x + 1) / 2``. The coefficients are kept non-negative and fitted by least squares
 that forgets. In the flow: `scheduler` feeds it each StepDone's trace and asks how
-many cohorts pay, how long a chunk may be, and how long a step will take.
+long a chunk may be and how long a step will take; `cohorts` weighs numbers of cohorts by it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,6 @@ _FIRST_CHUNK = 256  # tokens of prefill tried before any were timed
 _UNIT = np.array([1.0, 64.0, 65536.0])  # brings the three features to like size
 # Weakest pull on the constant: until sizes vary, all time counts as constant, so nothing is split.
 _PULL = np.diag([1e-6, 1e-3, 1e-3])
-
-PROBE_STEPS = 4
-"""Steps of a size that make its time known."""
-PROBE_PERIOD = 2048
-"""Decode steps after which a size not seen counts as unknown again."""
-_GAIN = 0.95  # another number of cohorts must cut the time per token to this before it is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,62 +193,6 @@ class CostModel:
             if below > 0.0:  # the root of square x^2 + linear x = room, stable for small square
                 most = min(most, 2.0 * room / below)
         return int(most)
-
-
-class Cohorts:
-    """How many cohorts the decode rows are dealt into: what costs least, tried out now and then.
-
-    More cohorts keep more stages busy, fewer read the weights less often; equal when memory-bound.
-    The other extreme is probed for `PROBE_STEPS` steps when steps of its size were not timed
-    within the last `PROBE_PERIOD` decode steps, so a probe costs at most a few steps in thousands.
-    """
-
-    def __init__(self, model: CostModel) -> None:
-        self._model = model
-        self._current = 1
-        self._steps = 0
-        self._times: dict[int, int] = {}  # size class -> timed steps since it was last unknown
-        self._stamp: dict[int, int] = {}  # size class -> decode step when it was last known
-        self._decided: tuple[int, int] = (0, -1)  # rows and model version of the last decision
-
-    def observe(self, rows: int) -> None:
-        """A decode-only step of ``rows`` rows was timed."""
-        self._steps += 1
-        size = (rows - 1).bit_length()
-        times = self._times.get(size, 0) + 1
-        self._times[size] = times
-        if times >= PROBE_STEPS:
-            self._stamp[size] = self._steps
-
-    def count(self, rows: int, context: float) -> int:
-        """Cohorts for ``rows`` live decode rows of ``context`` mean length; in [1, stages]."""
-        most = min(self._model.stages, rows)
-        if most <= 1:
-            return 1
-        if self._decided != (rows, self._model.version):
-            self._current = self._cheapest(rows, most, context)
-            self._decided = (rows, self._model.version)
-        other = most if self._current == 1 else 1
-        if self._is_known(rows, self._current) and not self._is_known(rows, other):
-            return other
-        return self._current
-
-    def _cheapest(self, rows: int, most: int, context: float) -> int:
-        current = min(self._current, most)
-        cost = {k: self._model.token_s(rows, k, context) for k in range(1, most + 1)}
-        best = min(cost, key=lambda k: (cost[k], k))
-        return best if cost[best] < _GAIN * cost[current] else current
-
-    def _is_known(self, rows: int, cohorts: int) -> bool:
-        size = (-(-rows // cohorts) - 1).bit_length()
-        stamp = self._stamp.get(size)
-        if stamp is None:
-            return False
-        if self._steps - stamp > PROBE_PERIOD:
-            del self._stamp[size]
-            self._times[size] = 0
-            return False
-        return True
 
 
 class DrainRate:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lamella_contract.wire import EVERY_STAGE, Adopt, SegmentHeader, StepHeader
+from lamella_worker.scheduling.cohorts import DecodeStep
 from lamella_worker.scheduling.cost import Work
 from lamella_worker.scheduling.requests import LiveRequest
 
@@ -20,7 +21,8 @@ from lamella_worker.scheduling.requests import LiveRequest
 class Draft:
     """A step being put together; ``ids`` are the packed rows of its segments.
 
-    ``filled`` are the segments, by their place, whose rows fill a block.
+    ``filled`` are the segments of several rows, by their place, that fill a block; of ``decoding``
+    rows in all, dealt into ``cohorts``, the step has ``decode_rows``.
     """
 
     adopts: list[Adopt] = field(default_factory=list)
@@ -30,6 +32,8 @@ class Draft:
     filled: list[int] = field(default_factory=list)
     pairs: int = 0
     decode_rows: int = 0
+    decoding: int = 0
+    cohorts: int = 1
     prompt_tokens: int = 0
     through: int = EVERY_STAGE
 
@@ -37,6 +41,14 @@ class Draft:
     def work(self) -> Work:
         tokens = len(self.ids)
         return Work(tokens, self.pairs, prefill=tokens != len(self.segments))
+
+    @property
+    def decode_step(self) -> DecodeStep | None:
+        """What it tells of decoding when it comes back; None when it has other rows, too."""
+        if not self.decode_rows or self.work.prefill or not self.is_typical:
+            return None
+        context = self.pairs / self.decode_rows
+        return DecodeStep(self.decode_rows, self.decoding, self.cohorts, context)
 
     @property
     def is_typical(self) -> bool:

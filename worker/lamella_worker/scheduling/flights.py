@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lamella_contract.errors import WireError
 from lamella_contract.wire import SegmentHeader, StepDone
+from lamella_worker.scheduling.cohorts import DecodeStep
 from lamella_worker.scheduling.cost import Work
 from lamella_worker.scheduling.draft import Draft
 from lamella_worker.scheduling.requests import LiveRequest
@@ -33,6 +34,7 @@ class Flight:
     prompt_tokens: int
     sent_s: float
     is_typical: bool  # its time tells what such rows take
+    decode_step: DecodeStep | None
 
     def tenants(self) -> Iterator[tuple[LiveRequest, SegmentHeader]]:
         """The requests that still hold their segment's slot, with the segment."""
@@ -99,6 +101,7 @@ class Flights:
             prompt_tokens=draft.prompt_tokens,
             sent_s=now_s,
             is_typical=draft.is_typical,
+            decode_step=draft.decode_step,
         )
         self._flights.append(flight)
         self.decode_steps += flight.decode_rows > 0

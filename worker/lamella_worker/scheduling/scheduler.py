@@ -7,8 +7,8 @@ In the flow: gateways' messages come in by `submit`, `cancel` and `replay`; the 
 returns the events to send.
 
 What lies where: `requests` the records, `running` slots and blocks, `prefix` what can be found
-again, `compose` the choice of rows, `cost` the learned times, `flights` the steps under way,
-`pressure` what is tried again.
+again, `compose` the choice of rows, `cost` the learned times, `cohorts` how rows that decode are
+dealt out, `flights` the steps under way, `pressure` what is tried again.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ class Scheduler:
         if done.error:
             return [self._fail(r, done.error) for r in try_again(flight, done.error, self._compose)]
         for request, end in flight.full():
-            self._compose.running.name_blocks(request, end)
+            request.landed = end
+            self._compose.running.name_blocks(request)
         events: list[OwnedEvent] = []
         ready = self._compose.ready
         for request, new in rows:
@@ -221,6 +222,7 @@ class Scheduler:
         self._completed_s = now_s
         self._drain.observe(flight.prompt_tokens, busy_s)
         self._prompt_tokens += flight.prompt_tokens
+        self._pace(flight, done, now_s)
         if done.error or len(done.trace) != self.limits.stages:
             return
         for stage, time in enumerate(done.trace):
@@ -231,8 +233,13 @@ class Scheduler:
             self._compose.budget.went_well()
         if work.tokens and flight.is_typical:
             self._cost.observe(work, [time.compute_ns * 1e-9 for time in done.trace])
-            if not work.prefill and flight.decode_rows:
-                self._compose.cohorts.observe(work.tokens)
+
+    def _pace(self, flight: Flight, done: StepDone, now_s: float) -> None:
+        """Tell a step that has rows, or had to be tried again, to who counts cohorts."""
+        if flight.decode_step is not None and not done.error:
+            self._compose.cohorts.landed(flight.decode_step, now_s)
+        elif flight.work.tokens:
+            self._compose.cohorts.interrupted()
 
     def _remove(self, request: LiveRequest) -> None:
         self._compose.withdraw(request)
@@ -250,6 +257,7 @@ class Scheduler:
         tenures that go on; what else they had is to rest until it is overwritten.
         """
         self._flights.clear()
+        self._compose.cohorts.interrupted()
         self._compose.restart(Kept(self.limits.stages, answers))
 
     def lend_block(self) -> int:
