@@ -88,7 +88,7 @@ class Client:
         answer.pieces_s += [now_s] * new
         if END in joined and joined.endswith(b"0\r\n\r\n"):
             at = joined.rfind(b'"usage":{')
-            usage = json.loads(joined[at + 8 : joined.index(b"}", at) + 1])
+            usage, _ = json.JSONDecoder().raw_decode(joined[at + 8 :].decode())
             answer.tokens = int(usage["completion_tokens"])
             del answer.pieces_s[-2:]  # why it ended, and the usage
             return True
