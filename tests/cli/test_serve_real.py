@@ -121,6 +121,26 @@ def test_chat_goes_on_as_questions_and_answers(server: Server) -> None:
     assert "Paris" in done.stdout
 
 
+def test_a_prompt_that_begins_as_another_is_answered_as_if_alone(server: Server) -> None:
+    def ask(**extra: str) -> tuple[str, int]:
+        answer = server.client().completions.create(
+            model="demo",
+            prompt=f"{QUESTION} The capital of France is Paris.\n" * 4 + QUESTION,
+            max_tokens=12,
+            temperature=0,
+            stop="\n",
+            extra_body=extra,
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.choices[0].text, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    cold, warm, apart = ask(), ask(), ask(cache_salt="another tenant")
+    assert apart[1] == 0
+    assert warm[1] >= max(cold[1], 32)
+    assert cold[0] == warm[0] == apart[0] == " The capital of France is Paris."
+
+
 def test_bench_has_no_failures(server: Server) -> None:
     words = [*LAMELLA, "bench", server.url, "-c", "1,4", "--output-tokens", "8", "-o", "json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)

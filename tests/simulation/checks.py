@@ -209,4 +209,5 @@ def _outcome(world: World) -> Outcome:
         outcome.counts["epochs"] += counters.resyncs if run_.stage == 0 else 0
         if run_.scheduler is not None:
             outcome.counts["preemptions"] += run_.scheduler.stats().preemptions
+            outcome.counts["tokens found"] += run_.scheduler.stats().prefix_cache_hits
     return outcome

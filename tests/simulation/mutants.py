@@ -31,6 +31,8 @@ from lamella_worker.membership.head_control import HeadControl
 from lamella_worker.membership.orders import DropOwner
 from lamella_worker.membership.ring import Action, Refuse, Ring, Seen
 from lamella_worker.sampling import Sampler
+from lamella_worker.scheduling.limits import SchedulerLimits
+from lamella_worker.scheduling.scheduler import Scheduler
 from lamella_worker.stage import StageLoop, StepRunner
 
 from .checks import run
@@ -121,7 +123,7 @@ class _BelievesTooMuch(StageProcess):
     def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
         class Runner(CheckedRunner):
             def enter(self, incarnation: bytes) -> Any:
-                for held in super().enter(incarnation):
+                for held in super().enter(incarnation) or ():
                     self._slots._sure[held.slot] += 1
                 return self._slots.held()
 
@@ -173,6 +175,55 @@ class _ShortMemory(StageProcess):
         return CheckedRunner(
             engine, slots, Forgetful() if sampler is not None else None, *others, **named
         )
+
+
+# -- what others left --------------------------------------------------------------------------
+
+
+class _CopiesNothing(StageProcess):
+    def make_engine(self) -> ToyEngine:
+        engine = super().make_engine()
+        engine.copy_blocks = lambda sources, blocks: None  # type: ignore[method-assign]
+        return engine
+
+
+class _RemembersAll(StageProcess):
+    """What was found before a change of epoch is found after it, and no stage objects."""
+
+    def make_runner(self, *parts: Any, **named: Any) -> StepRunner:
+        _, slots, *_ = parts
+        slots._sure_of_copies = lambda sources: len(sources) * slots.block_size
+        return super().make_runner(*parts, **named)
+
+    def make_scheduler(self, limits: SchedulerLimits) -> Scheduler:
+        scheduler = super().make_scheduler(limits)
+        running = scheduler._compose.running
+        running.blocks.drop_kept = lambda: None  # type: ignore[method-assign]
+        running.index.clear = lambda: None  # type: ignore[method-assign]
+        return scheduler
+
+
+class _FindsOverwritten(StageProcess):
+    """A block that was given away is found under its old name."""
+
+    def make_scheduler(self, limits: SchedulerLimits) -> Scheduler:
+        scheduler = super().make_scheduler(limits)
+        running = scheduler._compose.running
+        running.blocks._forget = lambda block: None
+        running.check_integrity = lambda: None  # type: ignore[method-assign]
+        return scheduler
+
+
+class _ReusesAny(StageProcess):
+    """What a stage says that it can never keep is begun with all the same."""
+
+    def make_scheduler(self, limits: SchedulerLimits) -> Scheduler:
+        scheduler = super().make_scheduler(limits)
+        restart = scheduler.restart
+        scheduler.restart = lambda answers=(): restart(  # type: ignore[method-assign]
+            [answer or () for answer in answers]
+        )
+        return scheduler
 
 
 # -- who belongs to it -------------------------------------------------------------------------
@@ -304,6 +355,11 @@ _THAWED_HEAD = Schedule(
 _DOUBLED = Schedule(
     stages=(2,), steps=((0, "burst", 0, _LONG, 3), *((3, "double", n, 0, 0) for n in range(8)))
 )
+_ANEW = Schedule(
+    stages=(2,),
+    blocks=30,
+    steps=((500, "burst", 0, 60, 3), (2000, "kill", 1, 0, 0), (2500, "burst", 0, 60, 3)),
+)
 _DEAD_GATEWAY = Schedule(
     stages=(2,),
     gateways=2,
@@ -318,6 +374,12 @@ MUTANTS: dict[str, Mutant] = {
     "believes_too_much": Mutant("one position too much is taken for kept", _BelievesTooMuch),
     "forgets_free": Mutant("a stage's engine is not told of frees", _ForgetsFree),
     "skips_first": Mutant("one value is not computed again after a change", _SkipsFirst),
+    "copies_nothing": Mutant("found blocks are not copied", _CopiesNothing),
+    "remembers_all": Mutant(
+        "what ended requests left outlives its epoch", _RemembersAll, hint=_ANEW
+    ),
+    "finds_overwritten": Mutant("blocks that were given away are found", _FindsOverwritten),
+    "reuses_any": Mutant("a state that cannot be copied is begun with", _ReusesAny),
     "short_memory": Mutant("penalties forget what was said before a restart", _ShortMemory),
     "never_overdue": Mutant("no step is ever overdue", _with_ring(_NeverOverdue), hint=_LATE_DROP),
     "never_missed": Mutant(
@@ -354,7 +416,7 @@ def main() -> int:
         seed, how = find(MUTANTS[name])
         unfound += seed < 0
         found = f"schedule {seed}: {how[:110]}" if seed >= 0 else f"NOT in {ENOUGH} schedules"
-        say(f"| {name:14} | {MUTANTS[name].what:48} | {found} |")
+        say(f"| {name:17} | {MUTANTS[name].what:48} | {found} |")
     return 1 if unfound else 0
 
 

@@ -252,6 +252,19 @@ def test_a_new_epoch_trusts_what_running_requests_hold_on_all_stages(
     assert of == {1: found, 100: 0}
 
 
+def test_what_no_stage_was_told_of_since_the_epoch_began_is_not_left_to_others() -> None:
+    """The stages forget it, though they had it when they were asked."""
+    driver = Driver()
+    driver.submit(*SYSTEM, 90, tokens=20)
+    step = driver.step()
+    assert step is not None
+    driver.done(step)
+    (segment,) = step.header.segments
+    driver.scheduler.restart([[HeldSlot(segment.slot, segment.generation, 13)]])
+    assert driver.scheduler.cancel(b"g", driver.count.to_bytes(16, "big"), 1)
+    assert driver.ask(*SYSTEM, 91).held == 0
+
+
 def test_names_are_of_all_ids_so_far() -> None:
     names: list[bytes] = []
     chain(names, NO_SALT, SYSTEM, 4, 2)

@@ -48,9 +48,10 @@ class LiveRequest:
     ``computed`` positions were given to steps (their KV exists once those steps ran); below
     ``given`` a row is computed again because an epoch ended or a step failed, the latter ``tries``
     times since the last token. ``slot`` is `NO_SLOT` while it waits; (slot, generation) names one
-    tenure of a slot. ``names`` are those of its full blocks, as far as they were asked for; the
-    first ``named`` blocks of its lease can be found by them. ``cached`` tokens of its prompt were
-    there when it first got a slot, -1 before.
+    tenure of a slot, of which all stages have computed ``landed`` positions at least. ``names`` are
+    those of its full blocks, as far as they were asked for; the first ``named`` blocks of its lease
+    can be found by them. ``cached`` tokens of its prompt were there when it first got a slot, -1
+    before.
     """
 
     owner: bytes
@@ -69,6 +70,7 @@ class LiveRequest:
     given: int = 0
     tries: int = 0
     salt: bytes = NO_SALT
+    landed: int = 0
     names: list[bytes] = field(default_factory=list)
     named: int = 0
     cached: int = -1
@@ -95,7 +97,8 @@ class LiveRequest:
 
         A token that stops the answer is part of its ids; those after it are dropped.
         """
-        position = len(self.ids) - self.prompt_len
+        self.landed = len(self.ids)
+        position = self.landed - self.prompt_len
         taken = self.tries = 0
         for token in new:
             self.ids.append(token)

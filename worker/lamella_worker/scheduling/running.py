@@ -97,11 +97,9 @@ class RunningSet:
         self._by_arrival[request.arrival] = request
         return _adopt(request, held, sources)
 
-    def name_blocks(self, request: LiveRequest, end: int) -> None:
-        """All stages have computed a running request's first ``end`` positions: others may begin
-        with its full blocks.
-        """
-        full = end // self.block_size
+    def name_blocks(self, request: LiveRequest) -> None:
+        """Others may begin with the full blocks of what all stages have computed of a request."""
+        full = request.landed // self.block_size
         if not self.reuses or full <= request.named:
             return
         self._name(request, full)
@@ -119,13 +117,17 @@ class RunningSet:
 
     def release(self, request: LiveRequest) -> None:
         """Take slot and blocks back; the stages learn of it from the next header."""
-        self._end_tenure(request)
-        del self._by_arrival[request.arrival]
         lease = _lease(request)
-        self.index.drop_doubles(lease.blocks)
+        if self._end_tenure(request):
+            self.name_blocks(request)  # of its answer: only now, for its next turn
+            self.index.drop_doubles(lease.blocks)
+        else:
+            self._forget(lease)
+        del self._by_arrival[request.arrival]
         self.blocks.close(lease, keep=self.index)
         heapq.heappush(self._free_slots, request.slot)
-        request.slot, request.lease, request.computed, request.named = NO_SLOT, None, 0, 0
+        request.slot, request.lease = NO_SLOT, None
+        request.computed = request.landed = request.named = 0
 
     def renew(self, request: LiveRequest) -> None:
         """Another tenure of the same slot and blocks, with nothing computed."""
@@ -133,14 +135,20 @@ class RunningSet:
         self._generations[request.slot] += 1
         request.generation = self._generations[request.slot]
         request.given = max(request.given, request.computed)
-        request.computed = request.named = 0
-        for block in _lease(request).blocks:
-            self.index.drop(block)
+        request.computed = request.landed = request.named = 0
+        self._forget(_lease(request))
         self._adopts[request.slot] = _adopt(request)
 
-    def _end_tenure(self, request: LiveRequest) -> None:
-        if self._adopts.pop(request.slot, None) is None:  # else the stages know nothing of it yet
-            self._frees.append(Free(request.slot, request.generation))
+    def _end_tenure(self, request: LiveRequest) -> bool:
+        """Whether the stages have heard of it, since the epoch began."""
+        if self._adopts.pop(request.slot, None) is not None:
+            return False
+        self._frees.append(Free(request.slot, request.generation))
+        return True
+
+    def _forget(self, lease: Lease) -> None:
+        for block in lease.blocks:
+            self.index.drop(block)
 
     def take_frees(self) -> tuple[Free, ...]:
         frees, self._frees = tuple(self._frees), []
@@ -165,8 +173,9 @@ class RunningSet:
         for request in self:
             rewind = kept.of(request.slot, request.generation, len(request.ids))
             request.given = max(request.given, request.computed)
-            request.computed, request.named = rewind.start, 0
-            self.name_blocks(request, rewind.start)
+            request.computed = request.landed = rewind.start
+            request.named = 0
+            self.name_blocks(request)
             self._adopts[request.slot] = _adopt(request, rewind.start)
             rewinds.append((request, rewind))
         return rewinds
@@ -198,7 +207,7 @@ class RunningSet:
         owned = len(kept := self.blocks.kept())
         for request in self:
             blocks = _lease(request).blocks
-            assert request.named * self.block_size <= request.computed
+            assert request.named * self.block_size <= request.landed <= request.computed
             for index, block in enumerate(blocks):
                 name = self.index.name_of(block)
                 owned += name is not None
