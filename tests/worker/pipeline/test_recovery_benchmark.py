@@ -31,7 +31,11 @@ def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    faults = [fault for fault in json.loads((tmp_path / "faults.json").read_text()) if fault["kind"] != "none"]
+    faults = [
+        fault
+        for fault in json.loads((tmp_path / "faults.json").read_text())
+        if fault["kind"] != "none"
+    ]
     assert len(faults) == FAULTS
     assert [[fault[name] for name in MUST_BE_NOTHING] for fault in faults] == [
         [[], 0, 0, 0, 0]
