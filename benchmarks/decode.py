@@ -68,6 +68,9 @@ class FileReader:
     def read(self, names: Any) -> dict[str, Any]:
         return {name: self._file.get_tensor(name) for name in names}
 
+    def read_rows(self, name: str, first: int, last: int) -> Any:
+        return self._file.get_slice(name)[first:last]
+
 
 class Fast:
     """The fast runner, driven as a stage drives it."""

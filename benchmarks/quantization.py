@@ -1,6 +1,7 @@
 """int8 weights against bf16: milliseconds per step on one core, and how far the answers are off.
 
     python benchmarks/quantization.py [FOLDER] [--cpu 0] [--batches 1,4,16,64] [--text FILE]
+        [--only speed|error]
 
 Without FOLDER the model is the random `m768`. Times are CPU time, turn by turn, medians of 3 (see
 decode.py). Errors are against float32 on every position of a text (tokens of FILE, or random ids):
@@ -11,13 +12,15 @@ import argparse
 import os
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decode import BLOCK, PROMPT, Fast, FileReader, describe, restart_with_memory_settings
 
 FORMS = {"float32": ("float32", "none"), "bf16": ("bfloat16", "none"), "int8": ("bfloat16", "int8")}
-TEXT_TOKENS = 512
+TEXT_TOKENS = 1024
+ERROR_ROWS = 64  # positions at a time: their logits are kept of every form
 
 
 class Form(Fast):
@@ -38,20 +41,21 @@ class Form(Fast):
             num_blocks=2560, block_size=BLOCK, max_sequences=64, max_model_len=1024
         )
 
-    def all_logits(self, ids: Any) -> Any:
-        """float32 [tokens, vocabulary]: every position of one sequence, token by token."""
+    def logits_of(self, ids: Any, start: int, count: int) -> Any:
+        """float32 [count, vocabulary]: each of `count` positions of one sequence, as it would be
+        decoded; the positions before `start` have been asked for already."""
         import numpy as np
         import torch
 
         from lamella_worker.batch import Segment, StepBatch
 
-        rows = []
-        for position in range(len(ids)):
-            table = np.arange(-(-(position + 1) // BLOCK), dtype=np.int32)
-            batch = StepBatch((Segment(0, position, 1, table, True),), BLOCK)
-            bundle = {"token_ids": torch.from_numpy(ids[position : position + 1])}
-            rows.append(self.runner.step(batch, bundle)["logits"])
-        return torch.cat(rows)
+        # A row per position, all on the same pages: keys are written before any row reads them.
+        segments = tuple(
+            Segment(row, at, 1, np.arange(at // BLOCK + 1, dtype=np.int32), True)
+            for row, at in enumerate(range(start, start + count))
+        )
+        bundle = {"token_ids": torch.from_numpy(ids[start : start + count])}
+        return self.runner.step(StepBatch(segments, BLOCK), bundle)["logits"]
 
 
 def speeds(folder: Path, config: Any, batches: list[int]) -> None:
@@ -75,30 +79,64 @@ def speeds(folder: Path, config: Any, batches: list[int]) -> None:
     print(f"prefill of 512: bf16 {a:.0f} ms, int8 {b:.0f} ms, {a / b:.2f} times")
 
 
+@dataclass
+class Errors:
+    """How far one form is from float32, over the positions seen so far."""
+
+    most: float = 0.0
+    total: float = 0.0
+    logits: int = 0
+    same: int = 0
+    loss: float = 0.0
+
+    def take(self, found: Any, exact: Any, targets: Any) -> None:
+        """Logits [positions, vocabulary] of both, and the tokens that follow, [positions]."""
+        import torch
+
+        off = (found - exact).abs_()
+        self.most = max(self.most, float(off.max()))
+        self.total += float(off.sum(dtype=torch.float64))
+        self.logits += off.numel()
+        self.same += int((found.argmax(-1) == exact.argmax(-1)).sum())
+        self.loss += float(torch.nn.functional.cross_entropy(found, targets, reduction="sum"))
+
+
 def errors(folder: Path, config: Any, text: Path | None) -> None:
     """Prints how far bf16 and int8 are from float32."""
     import numpy as np
     import torch
 
-    if text is None:
-        ids = np.random.default_rng(1).integers(3, config.vocab_size, TEXT_TOKENS)
-    else:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ids = np.array(tokenizer.encode(text.read_text(encoding="utf-8")).ids[:TEXT_TOKENS])
-    logits = {name: Form(folder, config, name).all_logits(ids) for name in FORMS}
-    exact = logits["float32"]
-    targets = torch.from_numpy(ids[1:])
-    for name, found in logits.items():
-        loss = torch.nn.functional.cross_entropy(found[:-1], targets)
-        off = (found - exact).abs()
-        same = (found.argmax(-1) == exact.argmax(-1)).float().mean()
+    ids = token_ids(folder, config, text)
+    forms = {name: Form(folder, config, name) for name in FORMS}
+    sums = {name: Errors() for name in FORMS}
+    deviations = []
+    positions = len(ids) - 1
+    for start in range(0, positions, ERROR_ROWS):
+        count = min(ERROR_ROWS, positions - start)
+        targets = torch.from_numpy(ids[start + 1 : start + 1 + count])
+        logits = {name: form.logits_of(ids, start, count) for name, form in forms.items()}
+        deviations.append(float(logits["float32"].std()))
+        for name, found in logits.items():
+            sums[name].take(found, logits["float32"], targets)
+    print(f"{positions} positions; logits of float32 have a deviation of {np.mean(deviations):.2f}")
+    for name, each in sums.items():
         print(
-            f"{name:8} logits off by {float(off.mean()):.4f} (mean) {float(off.max()):.3f} (most)"
-            f" of a deviation of {float(exact.std()):.2f}; first choice the same at"
-            f" {100 * float(same):.1f} %; perplexity {float(loss.exp()):.2f}"
+            f"{name:8} logits off by {each.total / each.logits:.4f} (mean), {each.most:.3f} (most);"
+            f" first choice the same at {100 * each.same / positions:.1f} %;"
+            f" perplexity {np.exp(each.loss / positions):.2f}"
         )
+
+
+def token_ids(folder: Path, config: Any, text: Path | None) -> Any:
+    """int64 [at most TEXT_TOKENS]: the beginning of a text, or random ids."""
+    import numpy as np
+
+    if text is None:
+        return np.random.default_rng(1).integers(3, config.vocab_size, TEXT_TOKENS)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return np.array(tokenizer.encode(text.read_text(encoding="utf-8")).ids[:TEXT_TOKENS])
 
 
 def main() -> None:

@@ -80,6 +80,12 @@ class ShardReader:
         self._taken.update(dict.fromkeys(names))
         return tensors
 
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Of rows [first, last) of one tensor those that there are; the other errors of `read`."""
+        rows = self._opened().read_rows(name, first, last)
+        self._taken[name] = None
+        return rows
+
     def close(self) -> None:
         """Give files and connections back."""
         if self._source is not None:

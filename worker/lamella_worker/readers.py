@@ -35,6 +35,9 @@ class TensorReader(Protocol):
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Exactly these tensors, as stored; MissingTensor when one is in no file."""
 
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Of rows `[first, last)` of one tensor those that there are; MissingTensor."""
+
 
 class RenamedReader:
     """A reader of the same files under other names: `stored` maps the new ones to theirs."""
@@ -53,6 +56,10 @@ class RenamedReader:
         own = {self._stored.get(name, name): name for name in names}
         found = self._reader.read(list(own))
         return {own[name]: tensor for name, tensor in found.items()}
+
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Of rows `[first, last)` of one tensor those that there are; MissingTensor."""
+        return self._reader.read_rows(self._stored.get(name, name), first, last)
 
 
 class SourceReader:
@@ -74,15 +81,28 @@ class SourceReader:
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Exactly these tensors, as stored, each in memory of its own."""
+        return self._read(self._infos_of(names))
+
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Of rows `[first, last)` of one tensor those that there are, and no other byte."""
+        [whole] = self._infos_of([name])
+        rows = whole.shape[0]
+        part = whole.rows(min(first, rows), min(last, rows))
+        return self._read([part])[name]
+
+    def _infos_of(self, names: Sequence[str]) -> list[TensorInfo]:
         missing = [name for name in names if name not in self._infos]
         if missing:
             raise MissingTensor(f"{missing[:4]}: in no file of {self._source.uri}")
-        infos = [self._infos[name] for name in names]
+        return [self._infos[name] for name in names]
+
+    def _read(self, infos: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
         trim_heap()
+        wanted = {info.name: info for info in infos}
         slices = SliceReader(self._source, infos, max_workers=self._max_workers)
         tensors = {}
         for name, buffer in slices:
-            tensors[name] = _as_tensor(torch.from_numpy(buffer), self._infos[name])
+            tensors[name] = _as_tensor(torch.from_numpy(buffer), wanted[name])
         self.bytes_read += slices.bytes_read
         self.bytes_needed += slices.bytes_needed
         return tensors

@@ -14,16 +14,20 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     Qwen3NextConfig,
     T5Config,
 )
 
 from lamella_checkpoint.cuts import num_layers
+from lamella_checkpoint.inspector import inspect
+from lamella_checkpoint.source import LocalSource
 from lamella_contract.errors import CorruptModel, MissingTensor, UnsupportedFamily
+from lamella_contract.plan import plan
 from lamella_worker.hf.slice import build_slice, model_class
 from lamella_worker.model import build_runner
-from lamella_worker.readers import folder_reader, trim_heap
+from lamella_worker.readers import RenamedReader, folder_reader, trim_heap
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -206,6 +210,47 @@ def _memory_kib(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1])
     raise AssertionError(field)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 10), (90, 120), (96, 100), (7, 7)])
+def test_rows_of_a_tensor_are_read_alone(first: int, last: int, tmp_path: Path) -> None:
+    folder = saved(CONFIGS["llama"], tmp_path)
+    [name] = [name for name in folder_reader(folder).names if "embed" in name]
+    reader = folder_reader(folder)
+    table = folder_reader(folder).read([name])[name]
+    assert torch.equal(reader.read_rows(name, first, last), table[first:last])
+    assert reader.bytes_read == reader.bytes_needed == table[first:last].nbytes
+    renamed = RenamedReader(reader, {"table": name})
+    assert torch.equal(renamed.read_rows("table", first, last), table[first:last])
+    with pytest.raises(MissingTensor, match="no such"):
+        reader.read_rows("no such", 0, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_an_int8_load_peaks_little_above_what_is_planned(tmp_path: Path) -> None:
+    wide = {**SMALL, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 80_000}
+    config = LlamaConfig(**wide, tie_word_embeddings=True, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+
+    def load() -> Any:
+        reader = folder_reader(tmp_path)
+        return build_runner(config, 3, 4, reader, dtype=torch.bfloat16, quantization="int8")
+
+    load()
+    gc.collect()
+    trim_heap()
+    before_kib = _memory_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    kept = load()
+    peak_bytes = (_memory_kib("VmHWM") - before_kib) * 1024
+    del kept
+    profile = inspect(LocalSource(tmp_path), dtype="bfloat16", stored="int8")
+    planned = plan(profile, split=(3, 1)).stages[1].weight_bytes
+    # The table alone is 123 MB in bf16; a piece of it and the largest matrix are not planned.
+    assert 60 << 20 < planned < 80 << 20
+    noise_bytes = 32 << 20
+    assert peak_bytes <= 1.1 * planned + noise_bytes
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -8,7 +8,7 @@ batch. A processor on which the sums are not exact (some saturate on the way) is
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -17,6 +17,7 @@ import torch
 
 from lamella_contract.errors import InvalidConfig
 from lamella_worker.fast.linear import ACTIVATIONS, Operand
+from lamella_worker.readers import trim_heap
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,9 @@ LARGEST = 127
 ZERO = 128
 """Rows are kept as unsigned bytes, moved by this much: the kernels multiply u8 by s8."""
 _TINY = 1e-30  # keeps a row of zeros from dividing by zero
-_CHUNK_ROWS = 4096  # of a weight, that are in float32 at once while it is quantised
+_CHUNK_ELEMENTS = 1 << 18  # of a weight, that are in float32 at once (1 MB: they stay in cache)
+PIECE_ROWS = 16384
+"""Of a weight, that are quantised and laid out at once: a large head is never in memory twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +109,25 @@ class Int8Linear:
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Iterable[torch.Tensor],
         bias: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype` is what `__call__` gives, whatever its rows are; None: the weight's."""
-        ints, scale = quantise_weight(weight)
-        self._product = choose_product()(ints, scale)
+        """`weight` is whole, or comes in pieces of its rows, of which one is held at a time.
+
+        `dtype` is what `__call__` gives, whatever its rows are; None: the weight's.
+        """
+        make, self._out = choose_product(), 0
+        self._products: list[tuple[slice, Product]] = []
+        pieces = torch.split(weight, PIECE_ROWS) if isinstance(weight, torch.Tensor) else weight
+        for piece in pieces:
+            rows = slice(self._out, self._out + piece.shape[0])
+            if rows.start:  # what the last piece left free is often a little too small for this one
+                trim_heap()
+            self._products.append((rows, make(*quantise_weight(piece))))
+            self._out, self._dtype = rows.stop, dtype or piece.dtype
+            del piece  # before the next one is read
         self._bias = None if bias is None else bias.float()
-        self._dtype = dtype or weight.dtype
 
     def take(self, x: torch.Tensor) -> Rows:
         """See Linear."""
@@ -137,7 +150,12 @@ class Int8Linear:
         return self._sums(_rows(x)).mul_(gate)
 
     def _sums(self, rows: Rows) -> torch.Tensor:
-        y = self._product(rows.values).mul_(rows.largest)
+        if len(self._products) == 1:
+            y = self._products[0][1](rows.values).mul_(rows.largest)
+        else:
+            y = torch.empty(rows.values.shape[0], self._out)
+            for part, product in self._products:
+                torch.mul(product(rows.values), rows.largest, out=y[:, part])
         return y if self._bias is None else y.add_(self._bias)
 
 
@@ -149,8 +167,9 @@ def quantise_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 [out, in] and float32 [out], whose product, times 127, is about the weight."""
     ints = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(weight.shape[0], dtype=torch.float32)
-    for start in range(0, weight.shape[0], _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
+    step = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        part = slice(start, start + step)
         piece = weight[part].to(torch.float32, copy=True)
         largest = piece.abs().amax(1).clamp_min_(_TINY)
         ints[part] = piece.mul_((LARGEST / largest)[:, None]).round_().to(torch.int8)

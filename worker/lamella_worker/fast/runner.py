@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.fast.config import Config
-from lamella_worker.fast.int8 import Int8Linear, choose_product
+from lamella_worker.fast.int8 import PIECE_ROWS, Int8Linear, choose_product
 from lamella_worker.fast.layers import DecoderLayer, Norm, StepContext, make_norm
 from lamella_worker.fast.linear import (
     Linear,
@@ -37,6 +37,7 @@ from lamella_worker.fast.weights import (
     read_layer,
     read_matrix,
     read_norm,
+    read_pieces,
 )
 from lamella_worker.paging.attention import AttentionBackend, AttentionSpec
 from lamella_worker.paging.attention_choice import choose_attention
@@ -129,7 +130,9 @@ class FastRunner:
                 final_norm = make_norm(weights, spec.norm, spec.hidden)
                 head = cls._read_head(reader, spec, embedding, dtype, device, int8)
             layers = [
-                DecoderLayer(spec, layer, read_layer(reader, spec, layer, dtype, device, make))
+                DecoderLayer(
+                    spec, layer, read_layer(reader, spec, layer, dtype, device, make, apart=int8)
+                )
                 for layer in range(first_layer, last_layer)
             ]
         return cls(
@@ -154,16 +157,16 @@ class FastRunner:
         device: torch.device,
         int8: bool,
     ) -> Linear:
-        if embedding is None or not spec.tied:
-            name = EMBEDDING if spec.tied else HEAD
-            table = read_matrix(reader, name, dtype, device)
-        elif int8:
-            table = embedding
-        else:
-            # One stage with both ends: a packed copy would be faster and weigh as much again, which
-            # the plan does not count. (It counts the copy in int8, which is half of it.)
-            return PlainLinear(embedding)
-        return Int8Linear(table, None, torch.float32) if int8 else make_linear(table)
+        whole = embedding if spec.tied else None  # one stage with both ends
+        name = EMBEDDING if spec.tied else HEAD
+        if int8:
+            pieces = read_pieces(reader, name, PIECE_ROWS, dtype) if whole is None else whole
+            return Int8Linear(pieces, None, torch.float32)
+        if whole is None:
+            return make_linear(read_matrix(reader, name, dtype, device))
+        # A packed copy would be faster and weigh as much again, which the plan does not count.
+        # (It counts the copy in int8, which is half of it.)
+        return PlainLinear(whole)
 
     @property
     def kv_bytes(self) -> int:
@@ -178,9 +181,18 @@ class FastRunner:
         return self._pool
 
     def setup_caches(
-        self, *, num_blocks: int, block_size: int, max_sequences: int, max_model_len: int
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_sequences: int,
+        max_model_len: int,
+        attention: AttentionBackend | None = None,
     ) -> None:
-        """Allocate pages, fix the rotation's frequencies, choose the attention."""
+        """Allocate pages, fix the rotation's frequencies, choose the attention.
+
+        `attention` None takes the fastest on this machine.
+        """
         spec = self._spec
         shape = KVShape(spec.kv_heads, spec.head_dim, spec.head_dim)
         owned = range(self._first_layer, self._first_layer + len(self._layers))
@@ -197,7 +209,7 @@ class FastRunner:
             geometry = AttentionSpec(
                 spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, spec.scale
             )
-            self._backend = choose_attention(geometry, self.dtype, self.device)
+            self._backend = attention or choose_attention(geometry, self.dtype, self.device)
 
     def reset_caches(self) -> None:
         """Forget every sequence."""

@@ -1,10 +1,12 @@
 """Which checkpoint tensors a fast slice is made of, and how they become one layer's weights.
 
 Knows names and layouts, no arithmetic of a step. `needed_tensors` lets a stage read exactly its own
-bytes; `read_layer` is called layer by layer, so that at most one layer stands in memory twice.
+bytes; `read_layer` is called layer by layer, so that at most one layer stands in memory twice, or
+one matrix (`apart`).
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +27,10 @@ class TensorReader(Protocol):
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The named tensors, whatever their dtype; MissingTensor when one is in no file."""
+        ...
+
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Of rows [first, last) of one tensor those that there are."""
         ...
 
 
@@ -91,32 +97,47 @@ def read_layer(
     dtype: torch.dtype,
     device: torch.device,
     make: MakeLinear = make_linear,
+    apart: bool = False,
 ) -> LayerWeights:
-    """Read one layer and lay it out; the tensors read are dropped before it returns."""
-    prefix = layer_prefix(layer)
+    """Read one layer and lay it out; the tensors read are dropped before it returns.
+
+    `apart`: each product's weights are read when it is made. Of a layer that shrinks as it is laid
+    out one matrix is then in memory beside the rest, for some requests more.
+    """
     names = layer_tensors(spec)
-    found = reader.read([prefix + name for name in names])
-    tensors = {n: _take(found, prefix + n).to(device=device, dtype=dtype) for n in names}
-    del found
     gate, up, down = (f"mlp.{name}" for name in spec.mlp_names)
+    attention = tuple(f"self_attn.{name}_proj" for name in ("qkv", "q", "k", "v"))
+    products = {*attention, "self_attn.o_proj", gate, up, down}
+
+    def read(wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+        """Tensors of the modules that are wanted."""
+        chosen = {n: layer_prefix(layer) + n for n in names if wanted(n.rpartition(".")[0])}
+        found = reader.read(list(chosen.values())) if chosen else {}
+        return {n: _take(found, full).to(device, dtype) for n, full in chosen.items()}
+
+    tensors = read(lambda module: not apart or module not in products)
+
+    def of(*modules: str) -> dict[str, torch.Tensor]:
+        return read(lambda module: module in modules) if apart else tensors
+
     if spec.fused_gate_up:
-        both = tensors.pop("mlp.gate_up_proj.weight")
+        both = of(up).pop("mlp.gate_up_proj.weight")
         gates: Linear | None = make(both[: spec.intermediate].contiguous(), None)
         ups = make(both[spec.intermediate :].contiguous(), None)
         del both
     else:
-        gates = _linear(tensors, gate, make) if spec.gated else None
-        ups = _linear(tensors, up, make)
+        gates = _linear(of(gate), gate, make) if spec.gated else None
+        ups = _linear(of(up), up, make)
     norms = {name: _norm(tensors, name) for name in _block_norms(spec)}
     if spec.qk_norm is not None:
         for name in (spec.qk_norm.q, spec.qk_norm.k):
             norms[name] = _reordered(_norm(tensors, f"self_attn.{name}"), spec)
     return LayerWeights(
-        qkv=_qkv(tensors, spec, make),
-        out=_linear(tensors, "self_attn.o_proj", make),
+        qkv=_qkv(of(*attention), spec, make),
+        out=_linear(of("self_attn.o_proj"), "self_attn.o_proj", make),
         gate=gates,
         up=ups,
-        down=_linear(tensors, down, make),
+        down=_linear(of(down), down, make),
         norms=norms,
     )
 
@@ -136,6 +157,20 @@ def read_matrix(
 ) -> torch.Tensor:
     """The embedding or the head, [vocabulary, hidden]."""
     return _take(reader.read([name]), name).to(device=device, dtype=dtype)
+
+
+def read_pieces(
+    reader: TensorReader, name: str, rows: int, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """The same in pieces of at most `rows` rows, on the CPU; none is kept."""
+    for first in itertools.count(0, rows):
+        piece = reader.read_rows(name, first, first + rows)
+        count = piece.shape[0]
+        if count:
+            yield piece.to(dtype)
+        if count < rows:
+            return
+        del piece
 
 
 def _take(found: dict[str, torch.Tensor], name: str) -> torch.Tensor:
