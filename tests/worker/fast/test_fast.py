@@ -24,6 +24,10 @@ from lamella_contract.errors import (
 from lamella_worker.batch import Segment, StepBatch
 from lamella_worker.fast.families import FAMILIES
 from lamella_worker.fast.runner import FastRunner, supports, tensor_names
+from lamella_worker.fast.table import spec_of
+from lamella_worker.paging.attention import AttentionBackend
+from lamella_worker.paging.attention_native import NativeAttention, compiled
+from lamella_worker.paging.attention_views import ViewAttention
 
 BLOCK = 4
 LENGTHS = (41, 9)  # tokens of the two sequences before decode
@@ -218,6 +222,18 @@ def make_stages(config: Any, model: Any, cuts: Sequence[int], **kwargs: Any) -> 
     return stages
 
 
+def attention_of(config: Any, name: str) -> AttentionBackend:
+    """One attention that the start-up check may choose, whatever is faster here."""
+    if name == "views":
+        return ViewAttention()
+    spec = spec_of(config)
+    head_dim = spec.head_dim
+    function = compiled(spec.heads // spec.kv_heads, head_dim, head_dim, torch.float32)
+    if function is None:
+        pytest.skip("there is no C compiler")
+    return NativeAttention(function, ViewAttention())
+
+
 def run(stages: list[FastRunner], batch: StepBatch, ids: np.ndarray) -> torch.Tensor:
     bundle = {"token_ids": torch.from_numpy(ids)}
     for stage in stages:
@@ -303,13 +319,14 @@ SPLITS = [
 
 @pytest.mark.parametrize(("cuts", "scattered", "chunk"), SPLITS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equal_to_unsplit_hugging_face(case, cuts, scattered, chunk):
+@pytest.mark.parametrize("attention", ["views", "native"])
+def test_equal_to_unsplit_hugging_face(case, cuts, scattered, chunk, attention):
     config = make_config(CASES[case])
     model = make_model(config)
     fix_frequencies(model)
     assert supports(config)
     prompts = prompts_of(config, [n + STEPS for n in LENGTHS])
-    stages = make_stages(config, model, cuts)
+    stages = make_stages(config, model, cuts, attention=attention_of(config, attention))
     found = serve(stages, prompts, STEPS, scattered=scattered, chunk=chunk)
     for prompt, logits in zip(prompts, found, strict=True):
         wanted = oracle(model, prompt, STEPS)
@@ -322,13 +339,15 @@ def test_every_family_of_the_table_is_tried():
     assert {case["model_type"] for case in CASES.values()} == set(FAMILIES)
 
 
-def test_greedy_output_does_not_depend_on_the_batch():
+@pytest.mark.parametrize("attention", ["views", "native"])
+def test_greedy_output_does_not_depend_on_the_batch(attention):
     config = make_config(CASES["llama"])
     model = make_model(config)
     prompts = prompts_of(config, [21, 5, 33, 12])
 
     def generate(together: list[np.ndarray], scattered: bool) -> list[list[int]]:
-        (stage,) = make_stages(config, model, (0,))
+        backend = attention_of(config, attention)
+        (stage,) = make_stages(config, model, (0,), attention=backend)
         blocks = tables(scattered, [len(p) + 8 for p in together])
         done, ids = [0] * len(together), [list(map(int, p)) for p in together]
         for _ in range(8):

@@ -16,6 +16,7 @@ import torch
 
 from lamella_worker.batch import Segment, StepBatch
 from lamella_worker.paging.attention import AttentionBackend, AttentionSpec, PortableAttention
+from lamella_worker.paging.attention_native import NativeAttention, compiled
 from lamella_worker.paging.attention_plan import AttentionPlan
 from lamella_worker.paging.attention_views import ViewAttention
 from lamella_worker.paging.cache import KVShape, PagedPool
@@ -50,6 +51,11 @@ def _choose(
     if slow_types and isinstance(best, ViewAttention):
         views = [best, best.with_chunk_products()]
         best = _fastest(views, spec, dtype, device, _chunk_case(spec, dtype, device))
+    if on_cpu and isinstance(best, ViewAttention):
+        function = compiled(heads // kv_heads, k_dim, v_dim, dtype)
+        if function is not None:
+            both: list[AttentionBackend] = [best, NativeAttention(function, best)]
+            best = _fastest(both, spec, dtype, device, _decode_case(spec, dtype, device))
     return best
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lamella_worker.batch import Segment, StepBatch, contiguous_start, table_rows
+from lamella_worker.batch import Int64Array, Segment, StepBatch, contiguous_start, table_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +35,21 @@ class Piece:
     skip: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeRows:
+    """The decode rows of a step and where each one's keys lie, for decode.c. All arrays int64.
+
+    Sequence i has the runs `[spans[i], spans[i + 1])` of neighbouring pool rows.
+    """
+
+    rows: Int64Array  # of the step, one per sequence
+    lengths: Int64Array  # keys that are read
+    spans: Int64Array  # [sequences + 1]
+    runs: Int64Array  # [runs, 2]: first pool row, rows
+    longest: int
+    addresses: tuple[int, int, int, int]  # of the four arrays, which live as long as this
+
+
 class AttentionPlan:
     """The pieces of a step, for each window that its layers have."""
 
@@ -42,6 +57,7 @@ class AttentionPlan:
         self._batch = batch
         self._device = device
         self._pieces: dict[tuple[int | None, bool], list[Piece]] = {}
+        self._decode: dict[int | None, DecodeRows | None] = {}
         self._triangles: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor | None] = {}
 
@@ -57,6 +73,12 @@ class AttentionPlan:
             found = _merge(singles) if grouped else singles
             self._pieces[key] = found
         return found
+
+    def decode_rows(self, window: int | None) -> DecodeRows | None:
+        """All segments of one token; None when there are none."""
+        if window not in self._decode:
+            self._decode[window] = _decode_rows(self._batch, window)
+        return self._decode[window]
 
     def pool_rows(self, piece: Piece) -> torch.Tensor:
         """Pool rows of a single piece's keys, int64 [keys]."""
@@ -129,6 +151,40 @@ class AttentionPlan:
         return Piece(
             segment, row, segment.count, 1, segment.count, first_key, keys, -1, 0, table, skip
         )
+
+
+def _decode_rows(batch: StepBatch, window: int | None) -> DecodeRows | None:
+    size = batch.block_size
+    rows = np.flatnonzero(batch.counts == 1)
+    if not len(rows):
+        return None
+    segments = [batch.segments[int(i)] for i in rows]
+    ends = batch.starts[rows] + 1
+    firsts = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+    first_blocks, end_blocks = firsts // size, -(-ends // size)
+    blocks = np.concatenate(
+        [s.blocks[a:b] for s, a, b in zip(segments, first_blocks, end_blocks, strict=True)]
+    ).astype(np.int64)
+    edges = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(end_blocks - first_blocks, out=edges[1:])
+    starts = np.ones(len(blocks) + 1, np.bool_)
+    starts[1:-1] = np.diff(blocks) != 1
+    starts[edges] = True
+    at = np.flatnonzero(starts)
+    runs = np.stack((blocks[at[:-1]], np.diff(at)), 1) * size
+    spans = np.searchsorted(at, edges)
+    skipped = firsts - first_blocks * size
+    runs[spans[:-1], 0] += skipped
+    runs[spans[:-1], 1] -= skipped
+    runs[spans[1:] - 1, 1] -= end_blocks * size - ends
+    arrays = (batch.offsets[rows], ends - firsts, spans, runs)
+    addresses = (
+        arrays[0].ctypes.data,
+        arrays[1].ctypes.data,
+        arrays[2].ctypes.data,
+        arrays[3].ctypes.data,
+    )
+    return DecodeRows(*arrays, int(arrays[1].max()), addresses)
 
 
 def _merge(singles: list[Piece]) -> list[Piece]:

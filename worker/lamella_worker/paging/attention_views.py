@@ -49,15 +49,26 @@ class ViewAttention:
         """See AttentionBackend."""
         if spec.sinks is not None:
             return self._portable.attend(q, pool, layer, plan, spec)
-        parts = []
-        for piece in plan.pieces(spec.window, grouped=True):
-            rows = q[piece.row : piece.row + piece.rows]
-            k, v = self._keys_values(pool, layer, piece)
-            if piece.count == 1:
-                parts.append(self._decode(rows, k, v, spec))
-            else:
-                parts.append(self._chunk(rows, k, v, plan, piece, spec))
+        parts = [
+            self.piece(q[p.row : p.row + p.rows], pool, layer, plan, p, spec)
+            for p in plan.pieces(spec.window, grouped=True)
+        ]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def piece(
+        self,
+        q: torch.Tensor,
+        pool: PagedPool,
+        layer: int,
+        plan: AttentionPlan,
+        piece: Piece,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """What `attend` gives for the rows of one piece of the plan; q has only these rows."""
+        k, v = self._keys_values(pool, layer, piece)
+        if piece.count == 1:
+            return self._decode(q, k, v, spec)
+        return self._chunk(q, k, v, plan, piece, spec)
 
     def _keys_values(
         self, pool: PagedPool, layer: int, piece: Piece

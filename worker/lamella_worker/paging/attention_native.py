@@ -1,0 +1,101 @@
+"""Decode rows by a small C function (decode.c) that reads pages in place; chunks as they were.
+
+Knows no model. The function is compiled at start for the geometry and the processor at hand, where
+there is a C compiler; without one `compiled` gives None and the other backends remain.
+attention_choice.py tries it like any other.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamella_worker.paging.attention import AttentionSpec
+from lamella_worker.paging.attention_plan import AttentionPlan
+from lamella_worker.paging.attention_views import ViewAttention
+from lamella_worker.paging.cache import PagedPool
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("decode.c")
+_LANES = 16  # floats of a vector in decode.c
+_COMPILE_S = 20.0
+_INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_ARGUMENTS = (
+    *(_POINTER, _INT, _POINTER, _POINTER, _POINTER),  # q, its row stride, k, v, out
+    *(_INT, _INT, _INT),  # kv_heads, pool_rows, sequences
+    *(_POINTER,) * 4,  # rows, lengths, spans, runs
+    *(_FLOAT, _FLOAT, _POINTER, _INT, _INT),  # scale, cap, scratch, width, threads
+)
+
+
+@cache
+def compiled(group: int, k_dim: int, v_dim: int, dtype: torch.dtype) -> Any:
+    """decode.c for `group` query heads per key head, as a ctypes function; None where it cannot be.
+
+    Nothing is kept between processes: who could write to a cache could run code here.
+    """
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None or dtype not in (torch.bfloat16, torch.float32):
+        return None
+    geometry = [f"-DGROUP={group}", f"-DK_DIM={k_dim}", f"-DV_DIM={v_dim}"]
+    kind = ["-DBF16"] if dtype == torch.bfloat16 else []
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "decode.so"
+        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *geometry, *kind]
+        command = [compiler, *flags, "-o", str(library), str(_SOURCE)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
+            function = ctypes.CDLL(str(library)).decode
+        except (OSError, subprocess.SubprocessError) as e:
+            log.info("attention could not be compiled", extra={"reason": str(e)[:200]})
+            return None
+    function.argtypes, function.restype = _ARGUMENTS, None
+    return function
+
+
+class NativeAttention:
+    """One call per layer for all decode rows of a step, whatever their lengths and blocks.
+
+    `function` is what `compiled` gave for the layers' geometry. It shares its work out to as many
+    threads as torch has.
+    """
+
+    def __init__(self, function: Any, views: ViewAttention) -> None:
+        self.name = f"decode native, for the rest: {views.name}"
+        self._function = function
+        self._views = views
+
+    def attend(
+        self, q: torch.Tensor, pool: PagedPool, layer: int, plan: AttentionPlan, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """See AttentionBackend."""
+        decode = plan.decode_rows(spec.window)
+        if spec.sinks is not None or decode is None:
+            return self._views.attend(q, pool, layer, plan, spec)
+        if q.stride(1) != spec.k_dim or q.stride(2) != 1:
+            q = q.contiguous()
+        out = torch.empty(q.shape[0], spec.heads * spec.v_dim, dtype=q.dtype)
+        width = decode.longest + _LANES
+        threads = torch.get_num_threads()
+        scratch = torch.empty(threads * spec.heads // spec.kv_heads * width)
+        self._function(
+            *(q.data_ptr(), q.stride(0)),
+            *(pool.keys(layer).data_ptr(), pool.values(layer).data_ptr(), out.data_ptr()),
+            *(spec.kv_heads, pool.rows, len(decode.rows)),
+            *decode.addresses,
+            *(spec.scale, spec.softcap or 0.0, scratch.data_ptr(), width, threads),
+        )
+        if len(decode.rows) != q.shape[0]:
+            for piece in plan.pieces(spec.window, grouped=True):
+                if piece.count > 1:
+                    rows = slice(piece.row, piece.row + piece.rows)
+                    out[rows] = self._views.piece(q[rows], pool, layer, plan, piece, spec)
+        return out
