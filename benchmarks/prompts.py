@@ -1,6 +1,6 @@
 """Prompts: what two stages gain, and what they cost those who are being answered.
 
-    python benchmarks/prompts.py [--rounds 5] [--json FILE]
+    python benchmarks/prompts.py [--rounds 5] [--split 9,7] [--json FILE]
 
 1. Time to the first token of 2,048 tokens in chunks of 256, two stages on two cores against one
    stage on one.
@@ -26,7 +26,7 @@ from streams import Answer, Ask, run
 
 PREFILL, CHUNK = 2048, 256
 PROMPT, STREAMS, STREAM_PROMPT, STREAM_TOKENS = 512, 8, 64, 600
-STAGES = ("--stages", "2", "--pin", "--max-sequences", "64")
+TWO = ("--stages", "2", "--pin")
 
 
 def first_ms(port: int, prompt: int, seed: int) -> float:
@@ -35,13 +35,13 @@ def first_ms(port: int, prompt: int, seed: int) -> float:
     return 1e3 * answer.ttft_s
 
 
-def measure_prefill(model: Path, rounds: int) -> dict[str, float]:
+def measure_prefill(model: Path, rounds: int, split: tuple[str, ...]) -> dict[str, float]:
     """One and two stages, asked turn by turn."""
-    words = ("--max-model-len", "4096", "--max-step-tokens", str(CHUNK), "--pin")
+    words = ("--max-model-len", "4096", "--max-step-tokens", str(CHUNK))
     taken: dict[str, list[float]] = {"one": [], "two": []}
     with (
-        serving(model, "--stages", "1", *words) as one,
-        serving(model, "--stages", "2", *words) as two,
+        serving(model, "--stages", "1", "--pin", *words) as one,
+        serving(model, *TWO, *split, *words) as two,
     ):
         for server in (one, two):
             wait_ready(server)
@@ -53,9 +53,10 @@ def measure_prefill(model: Path, rounds: int) -> dict[str, float]:
     return {**medians, "ratio": statistics.median(ratios)}
 
 
-def measure_load(model: Path, rounds: int) -> dict[str, float]:
+def measure_load(model: Path, rounds: int, split: tuple[str, ...]) -> dict[str, float]:
     """Eight streams that decode, and a prompt that comes now and then."""
-    with serving(model, *STAGES, "--max-model-len", "2048") as server:
+    words = ("--max-sequences", "64", "--max-model-len", "2048")
+    with serving(model, *TWO, *split, *words) as server:
         wait_ready(server)
         for turn in range(3):
             first_ms(server.port, PROMPT, turn)
@@ -102,17 +103,19 @@ def main() -> None:
     parser.add_argument("--model", default="m768")
     parser.add_argument("--folder", type=Path, help="keep the random model here")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--split", help="layers of the two stages; by default as planned")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
+    split = ("--split", arguments.split) if arguments.split else ()
     print("\n".join(f"{name}: {value}" for name, value in about().items()))
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch) / "model"
         models = str(Path(__file__).parent / "models.py")
         command = [sys.executable, models, arguments.model, str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        prefill = measure_prefill(folder, arguments.rounds)
+        prefill = measure_prefill(folder, arguments.rounds, split)
         print(f"prefill of {PREFILL} in chunks of {CHUNK}: {show(prefill)}; wanted >= 1.6")
-        load = measure_load(folder, arguments.rounds)
+        load = measure_load(folder, arguments.rounds, split)
         print(f"a prompt of {PROMPT} beside {STREAMS} streams: {show(load)}; wanted <= 2 and <= 2")
     if arguments.json:
         document = {"about": about(), "prefill": prefill, "load": load}

@@ -7,8 +7,10 @@ loop: take what came back, compose, compute, send, again.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from statistics import mean, median
 
 import pytest
 
@@ -30,12 +32,13 @@ class Simulation:
     now_s: float = 0.0
     told_s: dict[bytes, list[float]] = field(default_factory=dict)  # when each token came
     steps: list[tuple[float, int]] = field(default_factory=list)  # (slowest stage, tokens)
+    ended: Callable[[], object] = lambda: None  # called when a request has all its tokens
     _free_s: list[float] = field(default_factory=list)
     _done: list[tuple[float, int, StepDone]] = field(default_factory=list)
 
     def submit(self, number: int, prompt_len: int, max_tokens: int) -> bytes:
         request_id = number.to_bytes(16, "little")
-        ids = tuple(range(prompt_len))
+        ids = (number, *range(1, prompt_len))  # no two begin alike: nothing is found again
         sampling = Sampling(max_tokens=max_tokens)
         self.scheduler.submit(Submit(request_id, 0, prompt_len, ids, sampling), b"g")
         self.told_s[request_id] = []
@@ -48,6 +51,8 @@ class Simulation:
                 _, _, done = heapq.heappop(self._done)
                 for _, event in self.scheduler.complete(done, self.now_s):
                     self.told_s[event.request_id] += [self.now_s] * len(event.ids)
+                    if event.finish:
+                        self.ended()
             step = self.scheduler.next_step(self.now_s)
             if step is not None:
                 self._compute(step.header)
@@ -55,6 +60,14 @@ class Simulation:
                 self.now_s = self._done[0][0]
             else:
                 return
+
+    def first_token_s(self, number: int, prompt_len: int) -> float:
+        """Seconds that a prompt takes whose answer has one token."""
+        began_s = self.now_s
+        told = self.told_s[self.submit(number, prompt_len, 1)]
+        while not told:
+            self.run(until_s=self.now_s + 0.001)
+        return told[0] - began_s
 
     def _compute(self, header: StepHeader) -> None:
         tokens = sum(s.count for s in header.segments)
@@ -145,6 +158,86 @@ def test_rows_that_decode_wait_for_a_long_prompt_no_longer_than_about_the_limit(
     assert max(gaps) <= 0.28
     assert sim.told_s[prompt], "the prompt got on meanwhile"
     assert max(slowest for slowest, _ in sim.steps) <= 0.26
+
+
+AS_MEASURED = [(0.0105, 0.00076, 3e-9), (0.0095, 0.00050, 2e-9)]  # m768, 10 + 6 layers
+
+
+@pytest.mark.parametrize("prompt_len", [512, 4096])
+@pytest.mark.parametrize(
+    ("rows", "slower"),
+    [
+        pytest.param(1, 2.15, id="1 row: the least chunk takes more"),
+        pytest.param(8, 2.05, id="8 rows"),
+        pytest.param(16, 2.05, id="16 rows"),
+    ],
+)
+@pytest.mark.parametrize(
+    "laws",
+    [
+        pytest.param(AS_MEASURED, id="2 stages as measured"),
+        pytest.param([(0.0122, 0.00031, 0.0)] * 2, id="2 even stages"),
+        pytest.param([(0.0200, 0.00126, 5e-9)], id="1 stage"),
+        pytest.param([(0.005, 0.00035, 1e-9)] * 4, id="4 stages"),
+        pytest.param([(0.008, 0.0005, 0.0), (0.012, 0.0005, 0.0)], id="uneven stages"),
+    ],
+)
+def test_a_prompt_and_the_rows_beside_it_take_at_most_twice_as_long_as_alone(
+    laws: list[Law], rows: int, slower: float, prompt_len: int
+) -> None:
+    sim = simulation(laws)
+    alone_s = median(sim.first_token_s(1000 + i, prompt_len) for i in range(7))
+    streams = [sim.submit(number, 64, 3000) for number in range(rows)]
+    sim.run(until_s=sim.now_s + 4.0)
+    began_s = sim.now_s
+    beside_s = sim.first_token_s(2000, prompt_len)
+    ended_s = sim.now_s
+    gaps = [pair for stream in streams for pair in pairwise(sim.told_s[stream])]
+    quiet_s = median(b - a for a, b in gaps if began_s - 1.0 < a and b < began_s)
+    meanwhile = [b - a for a, b in gaps if b > began_s and a < ended_s]
+    assert mean(meanwhile) <= slower * quiet_s
+    assert max(meanwhile) <= 3.0 * quiet_s
+    assert beside_s <= 2.0 * alone_s
+
+
+def closed_loop(laws: list[Law], clients: int, prompt_len: int, max_tokens: int) -> float:
+    """Tokens per second when so many clients ask again and again, the ramps at both ends left out.
+
+    Answers have up to a third more or less than ``max_tokens``.
+    """
+    sim = simulation(laws)
+    numbers = iter(range(6 * clients))
+
+    def ask() -> None:
+        for number in islice(numbers, 1):
+            sim.submit(number, prompt_len, max_tokens * (4 + number * 7 % 5) // 6)
+
+    sim.ended = ask
+    for _ in range(clients):
+        ask()
+    sim.run()
+    times = sorted(t for told in sim.told_s.values() for t in told)
+    first, last = len(times) // 5, len(times) * 4 // 5
+    return (last - first) / (times[last] - times[first])
+
+
+@pytest.mark.parametrize(
+    ("laws", "clients", "prompt_len", "max_tokens", "reached"),
+    [
+        pytest.param(AS_MEASURED, 16, 64, 128, 382, id="16 clients, short prompts"),
+        pytest.param(AS_MEASURED, 64, 64, 128, 551, id="64 clients, short prompts"),
+        pytest.param(AS_MEASURED, 16, 512, 64, 118, id="16 clients, long prompts"),
+        pytest.param(AS_MEASURED, 64, 512, 64, 127, id="64 clients, long prompts"),
+        pytest.param(AS_MEASURED, 16, 512, 16, 34.1, id="nearly all prompts"),
+        pytest.param([(0.005, 0.00035, 1e-9)] * 4, 64, 512, 64, 277, id="4 stages"),
+        pytest.param([(0.0200, 0.00126, 5e-9)], 16, 512, 64, 79, id="1 stage"),
+    ],
+)
+def test_many_prompts_cost_no_throughput(
+    laws: list[Law], clients: int, prompt_len: int, max_tokens: int, reached: float
+) -> None:
+    """``reached`` tokens per second when each chunk fills its step up to the step limit."""
+    assert closed_loop(laws, clients, prompt_len, max_tokens) >= 0.97 * reached
 
 
 def test_no_step_is_knowingly_longer_than_the_limit() -> None:

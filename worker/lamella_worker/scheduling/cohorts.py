@@ -130,6 +130,16 @@ class Cohorts:
             return most if known == [1] else 1
         return self._current
 
+    def pace_s(self, rows: int, context: float) -> float:
+        """Seconds between two tokens of each of ``rows`` sequences when nothing else is computed.
+
+        As measured, else by the model; 0.0 while no decode step was timed.
+        """
+        cohorts = max(1, min(self._current, self._model.stages, rows))
+        predicted_s = self._model.token_s(rows, cohorts, context)
+        pace = self._pace(rows, cohorts)
+        return predicted_s * pace.correction(self._model, cohorts) if pace.figures else predicted_s
+
     def _fastest(self, rows: int, most: int, context: float, known: list[int]) -> int:
         """By what is known, and by the model alone as long as nothing is."""
         current = min(self._current, most)

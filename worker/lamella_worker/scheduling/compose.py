@@ -21,6 +21,7 @@ from itertools import islice
 from operator import attrgetter
 
 from lamella_contract.wire import SegmentHeader
+from lamella_worker.scheduling.chunks import LEAST_CHUNK, Chunks
 from lamella_worker.scheduling.cohorts import Cohorts
 from lamella_worker.scheduling.cost import CostModel
 from lamella_worker.scheduling.draft import Draft
@@ -28,9 +29,6 @@ from lamella_worker.scheduling.limits import StepBudget
 from lamella_worker.scheduling.requests import NO_SLOT, LiveRequest
 from lamella_worker.scheduling.resync import Kept, Rewind
 from lamella_worker.scheduling.running import RunningSet
-
-LEAST_CHUNK = 16
-"""Tokens below which a step's first chunk is not cut: time limits yield to progress."""
 
 _arrival = attrgetter("arrival")
 
@@ -48,6 +46,7 @@ class Composer:
     ) -> None:
         self.running = running
         self.cohorts = Cohorts(cost)
+        self._chunks = Chunks(cost, self.cohorts, step_limit_s)
         self.waiting: OrderedDict[int, LiveRequest] = OrderedDict()
         self.prefilling: OrderedDict[int, LiveRequest] = OrderedDict()
         self.ready: OrderedDict[int, LiveRequest] = OrderedDict()
@@ -55,14 +54,12 @@ class Composer:
         self.rows_replayed = 0
         self.queued_tokens = 0  # prompt tokens that no step was given yet
         self.preemptions = 0
-        self.tokens_asked = self.tokens_found = (
-            0  # in the prefix cache, by requests that got a slot
-        )
+        self.tokens_asked = self.tokens_found = 0  # in the prefix cache, by who got a slot
         self.cohort_count = 1
         self._cost = cost
         self.budget = StepBudget(max_step_tokens)
         self._step_limit_s = step_limit_s
-        self._decoding = False  # rows that decode are in this step or in flight
+        self._decoding = 0  # rows that decode: ready, in this step, or in flight
         self._replay_is_next = False
         self._context = 0.0  # mean length of the decode rows of the last step with some
 
@@ -126,6 +123,7 @@ class Composer:
 
     def add_replays(self, draft: Draft) -> None:
         """Fill the step with rows that the stages after one and the same hold, oldest first."""
+        self._begin_chunks()
         for arrival, (request, rewind) in list(self.replaying.items()):
             if draft.segments and rewind.through != draft.through:
                 continue
@@ -145,10 +143,9 @@ class Composer:
     def add_decodes(self, draft: Draft, *, steps_in_flight: int, rows_in_flight: int) -> None:
         """Put a cohort of ready rows into the step, unless enough cohorts are in flight."""
         ready = self.ready
-        self._decoding = bool(ready) or rows_in_flight > 0
+        rows = self._decoding = len(ready) + rows_in_flight
         if not ready:
             return
-        rows = len(ready) + rows_in_flight
         self.cohort_count = self.cohorts.count(rows, self._context)
         if steps_in_flight >= self.cohort_count:
             return
@@ -175,8 +172,13 @@ class Composer:
         if request.computed == len(request.ids):
             del self.ready[request.arrival]
 
-    def add_prefills(self, draft: Draft) -> None:
-        """Fill the step up with prompt chunks, admitting requests that wait."""
+    def add_prefills(self, draft: Draft, *, steps_in_flight: int) -> None:
+        """Fill the step up with prompt chunks, admitting requests that wait.
+
+        ``steps_in_flight`` are those with rows.
+        """
+        if not self._begin_chunks() or not self._chunks.may_start(draft, steps_in_flight):
+            return
         for request in list(self.prefilling.values()):
             if request.arrival in self.prefilling and not self._add_chunk(draft, request):
                 return
@@ -222,21 +224,17 @@ class Composer:
         A waiting one begins with ``held`` positions.
         """
         start = held or request.computed
+        room = self.budget.tokens - len(draft.ids)
         pending = len(request.ids) - start
-        room = min(pending, self.budget.tokens - len(draft.ids))
-        if room <= LEAST_CHUNK and not draft.prompt_tokens:
-            return room
-        # Rows that decode wait for all chunks in the pipeline, one more than there are stages:
-        # together those keep the limit.
-        stages = self._cost.stages
-        waited_for = stages + 1 if self._decoding and stages > 1 else 1
-        best = min(
-            self._cost.chunk_tokens(draft.work, start, self._step_limit_s / waited_for),
-            self._cost.fill_tokens(self.queued_tokens + draft.prompt_tokens) - draft.prompt_tokens,
-        )
-        if draft.prompt_tokens and best < min(pending, LEAST_CHUNK):
-            return 0
-        return min(room, max(best, LEAST_CHUNK))
+        return self._chunks.tokens(draft, start, pending, room=room, queued=self.queued_tokens)
+
+    def _begin_chunks(self) -> bool:
+        """Whether there are prompts that the step may compute, and who decodes beside them."""
+        prompts = len(self.prefilling) + len(self.replaying)
+        prompts += min(len(self.waiting), self.running.free_slots)
+        if prompts:
+            self._chunks.begin(self._decoding, self._context, prompts)
+        return prompts > 0
 
     def _has_blocks_for(self, request: LiveRequest) -> bool:
         """Whether a waiting request's ids fit beside what the running ones are sure to need.

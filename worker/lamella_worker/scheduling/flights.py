@@ -88,7 +88,11 @@ class Flights:
 
     @property
     def have_rows(self) -> bool:
-        return any(flight.segments for flight in self._flights)
+        return self.steps_with_rows > 0
+
+    @property
+    def steps_with_rows(self) -> int:
+        return sum(bool(flight.segments) for flight in self._flights)
 
     def send(self, step: int, draft: Draft, work: Work, now_s: float) -> None:
         flight = Flight(

@@ -51,6 +51,10 @@ class RunningSet:
     def has_free_slot(self) -> bool:
         return bool(self._free_slots)
 
+    @property
+    def free_slots(self) -> int:
+        return len(self._free_slots)
+
     def youngest(self) -> LiveRequest:
         return self._by_arrival[next(reversed(self._by_arrival))]
 

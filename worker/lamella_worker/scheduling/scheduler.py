@@ -8,7 +8,8 @@ returns the events to send.
 
 What lies where: `requests` the records, `running` slots and blocks, `prefix` what can be found
 again, `compose` the choice of rows, `cost` the learned times, `cohorts` how rows that decode are
-dealt out, `flights` the steps under way, `pressure` what is tried again.
+dealt out, `chunks` how prompts are cut, `flights` the steps under way, `pressure` what is tried
+again.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Scheduler:
                 compose.add_decodes(
                     draft, steps_in_flight=flights.decode_steps, rows_in_flight=flights.decode_rows
                 )
-                compose.add_prefills(draft)
+                compose.add_prefills(draft, steps_in_flight=flights.steps_with_rows)
                 if not draft.segments:
                     compose.add_replays(draft)
         frees = compose.running.take_frees()
