@@ -115,11 +115,15 @@ INLINE void score(const element *keys, const int64_t *runs, int64_t runs_count,
     for (int64_t run = 0; run < runs_count; run++) {
         const element *first = keys + runs[2 * run] * K_DIM;
         const int64_t count = runs[2 * run + 1];
+        const element *next = keys + runs[2 * (run + 1 < runs_count ? run + 1 : run)] * K_DIM;
         for (int64_t i = 0; i < count; i += 16) {
             const int64_t n = count - i < 16 ? count - i : 16;
             vec parts[GROUP][16];
             for (int j = 0; j < 16; j++) {
                 const element *key = first + (i + (j < n ? j : 0)) * K_DIM;
+                if (i == 0) /* scattered blocks: the processor cannot guess where the next run is */
+                    for (int c = 0; c < K_DIM; c += 64 / (int)sizeof *key)
+                        __builtin_prefetch(next + j * K_DIM + c);
                 for (int c = 0; c < VECS(K_DIM); c++) {
                     const vec x = load(key + 16 * c, PART(K_DIM, c));
                     for (int g = 0; g < GROUP; g++)
@@ -172,11 +176,16 @@ INLINE void attend(const element *q, const element *k, const element *v, element
     const float *weight = scratch;
     for (int64_t run = 0; run < count; run++) {
         const element *value = v + runs[2 * run] * V_DIM;
-        for (int64_t i = runs[2 * run + 1]; i > 0; i--, weight++, value += V_DIM)
+        const element *next = v + runs[2 * (run + 1 < count ? run + 1 : run)] * V_DIM;
+        for (int64_t i = 0; i < runs[2 * run + 1]; i++, weight++, value += V_DIM) {
+            if (i < 16)
+                for (int c = 0; c < V_DIM; c += 64 / (int)sizeof *value)
+                    __builtin_prefetch(next + i * V_DIM + c);
             for (int c = 0; c < VECS(V_DIM); c++) {
                 const vec x = load(value + 16 * c, PART(V_DIM, c));
                 for (int g = 0; g < GROUP; g++) mixed[g][c] += x * weight[g * width];
             }
+        }
     }
     for (int g = 0; g < GROUP; g++)
         for (int c = 0; c < VECS(V_DIM); c++)
