@@ -138,7 +138,8 @@ def test_a_program_ends_with_the_tests_that_started_it(tmp_path: Path) -> None:
     )
     helper = Path(__file__).with_name("processes.py")
     command = [sys.executable, "-c", code, str(helper), str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tests:
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # what it imports lies beside
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=paths) as tests:
         assert tests.stdout is not None
         pid = int(tests.stdout.readline())
         wait_for(lambda: "sleep" in command_of(pid), "the program runs")
