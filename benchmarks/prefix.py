@@ -12,14 +12,11 @@ import http.client
 import json
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from serve_bench import Server, about, serving, wait_ready
+from serve_bench import Server, about, random_model, serving, wait_ready
 
 OWN = 16  # tokens of each request behind the shared beginning
 VOCABULARY = 30_000
@@ -98,11 +95,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch) / "model"
-        models = str(Path(__file__).parent / "models.py")
-        command = [sys.executable, models, arguments.model, str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with random_model(arguments.model, arguments.folder) as folder:
         words = ("--stages", "2", "--pin", "--max-model-len", str(2 * arguments.tokens))
         with serving(folder, *words) as server:
             wait_ready(server)

@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-from serve_bench import about, serving, wait_ready  # beside this
+from serve_bench import about, random_model, serving, wait_ready  # beside this
 from streams import Answer, Ask, run
 
 PREFILL, CHUNK = 2048, 256
@@ -108,11 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     split = ("--split", arguments.split) if arguments.split else ()
     print("\n".join(f"{name}: {value}" for name, value in about().items()))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch) / "model"
-        models = str(Path(__file__).parent / "models.py")
-        command = [sys.executable, models, arguments.model, str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with random_model(arguments.model, arguments.folder) as folder:
         prefill = measure_prefill(folder, arguments.rounds, split)
         print(f"prefill of {PREFILL} in chunks of {CHUNK}: {show(prefill)}; wanted >= 1.6")
         load = measure_load(folder, arguments.rounds, split)

@@ -233,6 +233,18 @@ def report(model: str, split: dict[str, Any], start: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def random_model(name: str, folder: Path | None = None) -> Iterator[Path]:
+    """The folder of a random model of `models.py`: `folder`, which stays, or one that goes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder or Path(scratch) / "model"
+        # A process of its own: this one must stay small, it shares the cores with what it measures.
+        models = str(Path(__file__).parent / "models.py")
+        command = [sys.executable, models, name, str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        yield folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="m768")
@@ -241,12 +253,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch) / "model"
-        # A process of its own: this one must stay small, it shares the cores with what it measures.
-        models = str(Path(__file__).parent / "models.py")
-        command = [sys.executable, models, arguments.model, str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with random_model(arguments.model, arguments.folder) as folder:
         split = measure_split(folder, arguments.rounds)
         start = measure_start(folder, arguments.starts)
     print(report(arguments.model, split, start))

@@ -16,9 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from serve_bench import Server, about, serving, wait_ready  # beside this
+from serve_bench import Server, about, random_model, serving, wait_ready  # beside this
 from streams import Answer, Ask, run
 
 PROMPT, TOKENS = 64, 128
@@ -203,11 +200,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     print("\n".join(f"{name}: {value}" for name, value in about().items()))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch) / "model"
-        models = str(Path(__file__).parent / "models.py")
-        command = [sys.executable, models, arguments.model, str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with random_model(arguments.model, arguments.folder) as folder:
         clients = [int(count) for count in arguments.levels.split(",")]
         turns = measure_levels(folder, clients, arguments.rounds)
     print("\n".join(table(turns)))
