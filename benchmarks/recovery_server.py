@@ -24,6 +24,8 @@ from lamella.machine import free_ports
 
 START_S = 120.0
 END_S = 30.0
+GOES_ON_S = 120.0
+"""Seconds after a fault in which everything must go on."""
 TEXT_KEPT = 4000
 
 
@@ -92,9 +94,23 @@ class Server:
         """The process of each stage, 0 for one that does not answer."""
         return [int((self.stage(k) or {}).get("pid", 0)) for k in range(self.stages)]
 
+    def living_pids(self) -> list[int]:
+        """The process of each stage, as soon as all of them answer; Stuck when one never does.
+
+        Signals go to these only: one to process 0 would end everything that began this.
+        """
+        found: list[int] = []
+
+        def all_answer() -> bool:
+            found[:] = self.pids()
+            return 0 not in found
+
+        self.wait_until(all_answer, GOES_ON_S, "a stage does not answer")
+        return found
+
     def parent_pid(self) -> int:
         """The process that forks the stages."""
-        parents = {psutil.Process(pid).ppid() for pid in self.pids() if pid}
+        parents = {psutil.Process(pid).ppid() for pid in self.living_pids()}
         if len(parents) != 1:
             raise Stuck(f"the stages' parent cannot be told from {parents}")
         return parents.pop()
