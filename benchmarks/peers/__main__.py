@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.peers import faults, install, measure, report
 from benchmarks.peers.measure import Results, Turn
 from benchmarks.peers.running import NotStarted, Running
 from benchmarks.peers.systems import SYSTEMS, System
+from benchmarks.processes import leave_nothing
 
 from lamella import bench
 from lamella.errors import EndpointError
@@ -68,13 +68,16 @@ def started(
     running = Running(system, tools, files, cores, folder)
     stack.callback(running.end)
     try:
+        running.start()
         running.wait_ready()
         model = str(files.folder) if system.key == "hf-cb" else system.model
         asking = measure.find_out(running, model)
         for level in (4, 16):
             measure.warm_up(running, asking, level)
     except (NotStarted, EndpointError, OSError, psutil.Error) as error:
-        results.missing[system.key] = f"{error}; {running.log_end()[-300:]}"
+        reason = str(error) or type(error).__name__
+        results.missing[system.key] = f"{reason}; {running.log_end()[-300:]}"
+        say(f"{system.title}: {results.missing[system.key]}")
         running.end()
         return None
     say(f"{system.title}: answers after {running.start_s:.0f} s")
@@ -97,7 +100,7 @@ def tell(turn: Turn) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    leave_nothing()
     options = arguments()
     systems = chosen(options.only)
     tools = install.tools({system.peer for system in systems})
@@ -137,7 +140,8 @@ def kill_each(
     options: argparse.Namespace,
     results: Results,
 ) -> int:
-    """One system after the other, each started anew, and a stage of it killed."""
+    """One system after the other, each started anew, and a stage of it killed. What was seen of
+    each is written at once."""
     seen: list[tuple[str, faults.Seen]] = []
     for system in systems:
         if system.stages == 1 or system.peer == "transformers":
@@ -147,14 +151,24 @@ def kill_each(
             if pair is None:
                 continue
             pair[0].go_on()
-            seen.append((system.title, faults.kill(*pair, options.streams, options.patience)))
-            say(str(seen[-1][1]))
-    text = faults.table(seen, results.missing)
-    (options.into / "faults.md").write_text(text + "\n", encoding="utf-8")
-    document = [it.as_json() for _, it in seen]
-    (options.into / "faults.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    print(text)
+            try:
+                seen.append((system.title, faults.kill(*pair, options.streams, options.patience)))
+                say(str(seen[-1][1]))
+            except (faults.NotKilled, OSError, psutil.Error) as error:
+                results.missing[system.key] = str(error) or type(error).__name__
+                say(f"{system.title}: {results.missing[system.key]}")
+        write_seen(seen, results, options.into)
+    print(write_seen(seen, results, options.into))
     return 0
+
+
+def write_seen(seen: list[tuple[str, faults.Seen]], results: Results, folder: Path) -> str:
+    """Table and figures of the kills; the table."""
+    text = faults.table(seen, results.missing)
+    (folder / "faults.md").write_text(text + "\n", encoding="utf-8")
+    document = [it.as_json() for _, it in seen]
+    (folder / "faults.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return text
 
 
 def write(results: Results, levels: list[int], systems: tuple[System, ...], folder: Path) -> str:

@@ -26,8 +26,16 @@ from lamella import bench
 from lamella.bench_client import Sample, Tape, read
 
 ANSWER_TOKENS = 160
-KILL_AFTER_S = 1.5
+MIDST = 8  # pieces of its answer that each stream has heard when the stage is killed
+BEGIN_S = 60.0
 HEALTH_EVERY_S = 0.2
+ASK_S = 30.0
+"""A new request that is not answered for so long is given up for another: a system that goes on
+may still have forgotten the first."""
+
+
+class NotKilled(Exception):
+    """No stage could be killed in mid-answer; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Seen:
     longest_silence_s: float  # of any stream
     answers_again_s: float | None  # the first new request that is answered
     health_lies_s: float  # /health said 200 though no new request was answered
-    exited: bool  # a process that should serve has ended
+    exited: bool  # the process that clients talk to has ended
     errors: tuple[str, ...] = ()
     patience_s: float = 0.0
 
@@ -67,9 +75,9 @@ class Probe:
             self.stopping.wait(HEALTH_EVERY_S)
 
     def ask(self, killed_s: float) -> None:
-        """Until a request that was begun after the kill is answered."""
+        """Until a request that was begun after the kill is answered, ASK_S for each."""
         while not self.stopping.is_set() and (left := self.until_s - time.monotonic()) > 0:
-            if _one_token(self.running.port, left):
+            if _one_token(self.running.port, min(left, ASK_S)):
                 self.answered_s = time.monotonic() - killed_s
                 return
             self.stopping.wait(HEALTH_EVERY_S)
@@ -99,57 +107,68 @@ def lies_s(health: list[tuple[float, bool]], killed_s: float, until_s: float) ->
     return sum(end - at for (at, good), end in zip(marks, ends, strict=False) if good)
 
 
-async def _stream(asking: bench.Asking, seed: int, patience_s: float) -> tuple[Tape, float, bool]:
-    """(what came, how long it took, whether it ended)."""
+async def _stream(asking: bench.Asking, seed: int, tape: Tape) -> float:
+    """Seconds until it ended."""
     began_s = time.monotonic()
-    load = bench.Load(1, 1, INPUT_TOKENS, ANSWER_TOKENS)
-    tape = Tape()
-    try:
-        async with asyncio.timeout(patience_s):
-            await asking.record(load, seed, tape)
-    except TimeoutError:
-        return tape, time.monotonic() - began_s, False
-    return tape, time.monotonic() - began_s, True
+    await asking.record(bench.Load(1, 1, INPUT_TOKENS, ANSWER_TOKENS), seed, tape)
+    return time.monotonic() - began_s
+
+
+def _pieces(tape: Tape) -> int:
+    return sum(data.count(b"data: ") for _, data in tape.marks)
+
+
+async def _in_mid_answer(streams: list[tuple[asyncio.Task[float], Tape]]) -> None:
+    """Until each has heard MIDST pieces. Raises NotKilled if one ends before, or after BEGIN_S."""
+    until_s = time.monotonic() + BEGIN_S
+    while min(_pieces(tape) for _, tape in streams) < MIDST:
+        for task, tape in streams:
+            if task.done():
+                error = read(tape).error or "it was whole"
+                raise NotKilled(f"a stream had ended before all were in mid-answer: {error}")
+        if time.monotonic() > until_s:
+            raise NotKilled(f"not all streams were in mid-answer after {BEGIN_S:g} s")
+        await asyncio.sleep(0.01)
 
 
 def kill(running: Running, asking: bench.Asking, streams: int, patience_s: float) -> Seen:
     """Kills the stage and waits until every stream ended and a new request is answered, or until
-    patience ends."""
+    patience ends. Raises NotKilled, or psutil.Error when the stage was gone before."""
     return asyncio.run(_kill(running, asking, streams, patience_s))
 
 
-async def _kill(running: Running, asking: bench.Asking, streams: int, patience_s: float) -> Seen:
+async def _kill(running: Running, asking: bench.Asking, count: int, patience_s: float) -> Seen:
     victim = running.victim()
     if victim is None:
-        raise SystemExit(f"{running.system.title}: there is no stage to be killed")
+        raise NotKilled("no stage is told from its other processes")
     began_s = time.monotonic()
-    tasks = [
-        asyncio.create_task(_stream(asking, 7_000 + n, KILL_AFTER_S + patience_s))
-        for n in range(streams)
+    tapes = [Tape() for _ in range(count)]
+    streams = [
+        (asyncio.create_task(_stream(asking, 7_000 + n, tape)), tape)
+        for n, tape in enumerate(tapes)
     ]
-    await asyncio.sleep(KILL_AFTER_S)
+    await _in_mid_answer(streams)
     victim.kill()
     killed_s = time.monotonic()
     probe = Probe(running, killed_s + patience_s)
-    threads = [
-        threading.Thread(target=probe.health, daemon=True),
-        threading.Thread(target=probe.ask, args=(killed_s,), daemon=True),
+    threading.Thread(target=probe.health, daemon=True).start()
+    threading.Thread(target=probe.ask, args=(killed_s,), daemon=True).start()
+    await asyncio.wait([task for task, _ in streams], timeout=patience_s)
+    waited_s = time.monotonic() - began_s
+    ends = [
+        (tape, task.result() if task.done() else waited_s, task.done()) for task, tape in streams
     ]
-    for thread in threads:
-        thread.start()
-    ended = await asyncio.gather(*tasks)
-    while probe.answered_s is None and time.monotonic() < probe.until_s and running.alive():
+    while probe.answered_s is None and time.monotonic() < probe.until_s and running.serves():
         await asyncio.sleep(HEALTH_EVERY_S)
-    exited = not running.alive()
+    exited = not running.serves()
     probe.stopping.set()
     again_s = probe.answered_s
     until_s = killed_s + again_s if again_s is not None else time.monotonic()
     lies = lies_s(list(probe.healthy_s), killed_s, until_s)
-    samples = [(read(tape), took_s, whole) for tape, took_s, whole in ended]
-    silences = [longest_silence((at for at, _ in tape.marks), took_s) for tape, took_s, _ in ended]
-    offset_s = killed_s - began_s
+    samples = [(read(tape), took_s, ended) for tape, took_s, ended in ends]
+    silences = [longest_silence((at for at, _ in tape.marks), took_s) for tape, took_s, _ in ends]
     return summarize(
-        running.system.key, samples, silences, offset_s, again_s, lies, exited, patience_s
+        running.system.key, samples, silences, killed_s - began_s, again_s, lies, exited, patience_s
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers.systems import Files, Tools
+from benchmarks.processes import make_model
 
 VLLM, VLLM_TORCH = "0.32.0", "2.13.0"
 LLAMA = "11434.0.0"
@@ -170,11 +171,7 @@ def tools(wanted: set[str]) -> Tools:
 
 def files(size: str, *, with_gguf: bool) -> Files:
     """The model, made once. By processes of their own: this one must stay small."""
-    folder = cache_home() / size
-    script = Path(__file__).parents[1] / "models.py"
-    subprocess.run(
-        [sys.executable, str(script), size, str(folder)], check=True, stdout=subprocess.DEVNULL
-    )
+    folder = make_model(size, cache_home() / size)
     path = cache_home() / f"{size}.gguf"
     if not with_gguf:
         return Files(folder, path)

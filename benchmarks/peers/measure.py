@@ -24,6 +24,8 @@ from lamella.bench_client import Address
 
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 128
 SETTLE_S = 0.5
+WARM_S = 180.0
+"""A system that hangs when it is first asked is left out after so long."""
 CROWD = 64
 """So many at once take longer than all smaller levels together: measured in every other round, of
 slow systems in the first only."""
@@ -173,16 +175,18 @@ def take_turn(running: Running, asking: bench.Asking, concurrency: int, number: 
 
 
 def find_out(running: Running, model: str) -> bench.Asking:
-    """How this system wants to be asked; its first answers are its warm-up too."""
+    """How this system wants to be asked; its first answers are its warm-up too. TimeoutError: it
+    did not say within WARM_S."""
     asking = bench.Asking(Address.of(running.url), model, characters_per_token=1.0)
     load = bench.Load(1, 1, INPUT_TOKENS, OUTPUT_TOKENS)
-    return asyncio.run(bench.find_out(asking, load, 1))
+    return asyncio.run(asyncio.wait_for(bench.find_out(asking, load, 1), WARM_S))
 
 
 def warm_up(running: Running, asking: bench.Asking, concurrency: int) -> None:
-    """One short burst, so that no first batch of a size stands among the figures."""
+    """One short burst, so that no first batch of a size stands among the figures. TimeoutError: it
+    was not answered within WARM_S."""
     load = bench.Load(concurrency, concurrency, INPUT_TOKENS, 8)
-    asyncio.run(bench.run_level(asking, load, 500 + concurrency))
+    asyncio.run(asyncio.wait_for(bench.run_level(asking, load, 500 + concurrency), WARM_S))
 
 
 def is_due(system: System, concurrency: int, number: int) -> bool:

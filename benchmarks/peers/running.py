@@ -27,7 +27,7 @@ class NotStarted(Exception):
 
 
 class Running:
-    """A started system. Each of its processes leads a session of its own."""
+    """A system that is started. Each process that is started for it leads a session of its own."""
 
     def __init__(
         self, system: System, tools: Tools, files: Files, cores: tuple[int, int], logs: Path
@@ -37,11 +37,15 @@ class Running:
         self.port = ports[0]
         self._specs = system.build(tools, files, cores, ports)
         self._log = logs / f"{system.key}.log"
+        self._folder = logs
         self._children: list[subprocess.Popen[bytes]] = []
         self.start_s = 0.0
+
+    def start(self) -> None:
+        """Begins every process; `end` ends them, also those of a start that failed halfway."""
         with self._log.open("wb") as log:
             for spec in self._specs:
-                self._children.append(_start(spec, log.fileno(), logs))
+                self._children.append(_start(spec, log.fileno(), self._folder))
 
     @property
     def url(self) -> str:
@@ -60,7 +64,12 @@ class Running:
 
     def alive(self) -> bool:
         """Whether every process that was started runs."""
-        return all(child.poll() is None for child in self._children)
+        return not any(map(_ended, self._children))
+
+    def serves(self) -> bool:
+        """Whether the process that clients talk to runs."""
+        pairs = zip(self._specs, self._children, strict=True)
+        return not any(_ended(child) for spec, child in pairs if spec.serves)
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Raises NotStarted."""
@@ -77,13 +86,8 @@ class Running:
         return "\n".join(lines[-12:])[-1500:]
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of it that lives."""
-        found = []
-        for child in self._children:
-            with contextlib.suppress(psutil.Error):
-                parent = psutil.Process(child.pid)
-                found += [parent, *parent.children(recursive=True)]
-        return found
+        """Every process of it that lives, also one whose parent has died."""
+        return _of({child.pid for child in self._children})
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds so far, by what the processes are."""
@@ -100,11 +104,13 @@ class Running:
         for spec, child in zip(self._specs, self._children, strict=True):
             if spec.kill is None:
                 continue
-            parent = psutil.Process(child.pid)
-            if not spec.kill:
-                return parent
-            named = [p for p in parent.children(recursive=True) if spec.kill in role(p)]
-            return max(named, key=lambda p: " ".join(p.cmdline()), default=None)
+            titles: dict[psutil.Process, str] = {}
+            for process in _of({child.pid}):
+                with contextlib.suppress(psutil.Error):
+                    meant = spec.kill in role(process) if spec.kill else process.pid == child.pid
+                    if meant:
+                        titles[process] = " ".join(process.cmdline())
+            return max(titles, key=lambda process: titles[process], default=None)
         return None
 
     def hold(self) -> None:
@@ -119,18 +125,41 @@ class Running:
                 process.resume()
 
     def end(self) -> None:
-        """Ends all that it started."""
+        """Ends all that it started and what that left behind; may be called again."""
         self.go_on()
-        everyone = self.processes()
         for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(everyone, END_S)
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+            os.kill(child.pid, signal.SIGTERM)  # it is not reaped: the number is still its own
+        until_s = time.monotonic() + END_S
+        while not all(map(_ended, self._children)) and time.monotonic() < until_s:
+            time.sleep(0.05)
+        while (left := self.processes()) and time.monotonic() < until_s + END_S:
+            for process in left:  # what has not ended, and what its parent has left behind
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            time.sleep(0.05)
         for child in self._children:
-            child.wait(END_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(END_S)
+        self._children.clear()
+
+
+def _of(sessions: set[int]) -> list[psutil.Process]:
+    """What lives in these sessions. A process stays in its session when its parent has died: the
+    engine and the workers of a server that has ended are found by nothing else."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(pid) in sessions:
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+    return found
+
+
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    """Looks without reaping: until `end` the number of its session goes to nobody else."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return child.returncode is not None or os.waitid(os.P_PID, child.pid, flags) is not None
 
 
 def spent_s(process: psutil.Process) -> float:

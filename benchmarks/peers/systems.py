@@ -21,12 +21,14 @@ CONTEXT = 256
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process to start. `cores`: where it may run. `kill`: what the fault mode kills, "" for
-    this process or a part of the role of a child of it; None where nothing of it is killed."""
+    this process or a part of the role of a child of it; None where nothing of it is killed.
+    `serves`: whether clients talk to it."""
 
     argv: tuple[str, ...]
     cores: tuple[int, ...]
     env: dict[str, str] = field(default_factory=dict)
     kill: str | None = None
+    serves: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ def _vllm(bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1) -
                 *(("--headless",) if rank else ()),
             )  # fmt: skip
             env = {**VLLM_ENV, **path, "VLLM_CPU_OMP_THREADS_BIND": str(cores[rank])}
-            made.append(Process(argv, cores, env, kill="VLLM::Worker" if rank else None))
+            kill = "VLLM::Worker" if rank else None
+            made.append(Process(argv, cores, env, kill=kill, serves=not rank))
         return made
 
     return build
@@ -157,6 +160,7 @@ def _llama(stages: int) -> Build:
                 ),
                 (core,),
                 kill="" if number else None,
+                serves=False,
             )
             for number, (core, port) in enumerate(zip(cores, ports[1:], strict=True))
         ]
@@ -184,7 +188,7 @@ def _hf_batch(stages: int) -> Build:
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(stages),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[1]),
                 }  # fmt: skip
-            made.append(Process((*argv, "30"), (cores[rank],), env))
+            made.append(Process((*argv, "30"), (cores[rank],), env, serves=not rank))
         return made
 
     return build
