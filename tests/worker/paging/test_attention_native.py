@@ -1,5 +1,10 @@
 """The compiled attention of decode rows: equal to the portable one, the same bits in any batch."""
 
+import os
+import re
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -127,10 +132,63 @@ def test_large_scores_do_not_overflow():
     assert torch.allclose(found, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_working_compiler_there_is_none(monkeypatch, compiler):
+def compiler(folder, first):
+    """The C compiler, after a line of shell that sees its words."""
+    path = folder / "cc"
+    path.write_text(f'#!/bin/sh\n{first}\nexec cc "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
+def test_without_a_working_compiler_there_is_none_and_one_line_says_why(
+    monkeypatch, caplog, compiler
+):
+    caplog.set_level("INFO")
     monkeypatch.setenv("CC", compiler)
     assert compiled.__wrapped__(3, 16, 16, torch.float32) is None
+    assert len(caplog.records) == 1
+
+
+def test_without_a_place_for_files_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "read-only"))
+    assert compiled.__wrapped__(3, 16, 16, torch.float32) is None
+
+
+def test_it_is_linked_to_no_openmp_of_its_own(monkeypatch, tmp_path):
+    said = tmp_path / "said"
+    monkeypatch.setenv("CC", compiler(tmp_path, f'echo "$*" >>{said}'))
+    assert compiled.__wrapped__(3, 16, 16, torch.float32) is not None
+    links = [line for line in said.read_text().splitlines() if "-shared" in line]
+    assert len(links) == 1
+    assert "-fopenmp" not in links[0]
+
+
+def test_where_torch_shows_no_openmp_it_brings_its_own(monkeypatch, tmp_path):
+    refuses = 'case "$*" in *-shared*-fopenmp*) ;; *-shared*) exit 1 ;; esac'
+    monkeypatch.setenv("CC", compiler(tmp_path, refuses))
+    assert compiled.__wrapped__(3, 16, 16, torch.float32) is not None
+
+
+def openmp_runtimes():
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {name for line in lines if re.search(r"lib[a-z]?omp", name := line.split()[-1])}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_it_computes_in_the_threads_of_torch():
+    spec = AttentionSpec(6, 2, 32, 32, 0.2)
+    batch, pool = make_batch(MIXED), make_pool(spec, torch.float32)
+    q, before = queries(batch, spec, torch.float32), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1 << 20).exp_()  # large enough that torch shares it out
+        threads, runtimes = set(os.listdir("/proc/self/task")), openmp_runtimes()
+        native(spec, torch.float32).attend(q, pool, 0, AttentionPlan(batch, CPU), spec)
+        assert set(os.listdir("/proc/self/task")) <= threads
+        assert openmp_runtimes() == runtimes
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -42,23 +42,43 @@ def compiled(group: int, k_dim: int, v_dim: int, dtype: torch.dtype) -> Any:
 
     Nothing is kept between processes: who could write to a cache could run code here.
     """
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None or dtype not in (torch.bfloat16, torch.float32):
+    if dtype not in (torch.bfloat16, torch.float32):
         return None
     geometry = [f"-DGROUP={group}", f"-DK_DIM={k_dim}", f"-DV_DIM={v_dim}"]
     kind = ["-DBF16"] if dtype == torch.bfloat16 else []
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "decode.so"
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *geometry, *kind]
-        command = [compiler, *flags, "-o", str(library), str(_SOURCE)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
-            function = ctypes.CDLL(str(library)).decode
-        except (OSError, subprocess.SubprocessError) as e:
-            log.info("attention could not be compiled", extra={"reason": str(e)[:200]})
-            return None
+    try:
+        function = _compile([*geometry, *kind])
+    except (OSError, subprocess.SubprocessError) as e:
+        log.info("attention could not be compiled", extra={"reason": str(e)[:200]})
+        return None
     function.argtypes, function.restype = _ARGUMENTS, None
     return function
+
+
+def _compile(macros: list[str]) -> Any:
+    """The function of decode.c with these macros; OSError or SubprocessError where it fails."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler")
+    with tempfile.TemporaryDirectory() as folder:
+        compiled_file = f"{folder}/decode.o"
+        flags = ["-O3", "-march=native", "-fopenmp", "-fPIC", *macros]
+        _run([compiler, "-c", *flags, "-o", compiled_file, str(_SOURCE)])
+        try:
+            # Linked to no OpenMP: what torch has loaded answers, whatever its file is called. A
+            # second runtime would have a second pool of threads, which spin against torch's.
+            return _link([compiler, "-shared", compiled_file], f"{folder}/shared.so")
+        except (OSError, subprocess.SubprocessError):  # torch's is none that can be seen
+            return _link([compiler, "-shared", "-fopenmp", compiled_file], f"{folder}/own.so")
+
+
+def _link(command: list[str], library: str) -> Any:
+    _run([*command, "-o", library])
+    return ctypes.CDLL(library).decode
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
 
 
 class NativeAttention:
