@@ -6,9 +6,10 @@ nothing measures while something else computes.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.processes import started
 
 PARTS = ("wire.py", "decode.py", "serve_bench.py")
 
@@ -18,8 +19,8 @@ def main() -> int:
     folder = Path(__file__).parent
     worst = 0
     for part in PARTS:
-        done = subprocess.run([sys.executable, str(folder / part)], check=False)
-        worst = max(worst, abs(done.returncode))
+        with started([sys.executable, str(folder / part)]) as process:
+            worst = max(worst, abs(process.wait()))
     return worst
 
 

@@ -20,7 +20,6 @@ import json
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,10 +29,11 @@ from typing import Any
 
 import psutil
 from benchmarks import recovery_fast, recovery_report, recovery_soak
+from benchmarks.processes import random_model
 from benchmarks.recovery_faults import KINDS, Fault, order_of, strike
 from benchmarks.recovery_load import Answer, Card, Load, make_deck
 from benchmarks.recovery_overhead import Overhead, measure, overhead
-from benchmarks.recovery_server import Server, Stuck, make_model, serving
+from benchmarks.recovery_server import Server, Stuck, serving
 
 VOCABULARY = {"tiny": 512, "m384": 8000}
 VOCABULARY_OF_OTHERS = 32_000
@@ -218,8 +218,7 @@ def main() -> int:
     if options.overhead:
         return overhead(options, deck)
     run = Run(deck)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.model, options.folder or Path(scratch) / "model")
+    with random_model(options.model, options.folder) as model:
         if options.soak:
             return recovery_soak.soak(run, model, options)
         run.over_s = time.monotonic() + 60.0 * options.minutes

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import tempfile
 import time
-from pathlib import Path
 
 from benchmarks import recovery_report
+from benchmarks.processes import random_model
 from benchmarks.recovery_faults import Fault, strike
 from benchmarks.recovery_load import Answer, Load, make_deck
-from benchmarks.recovery_server import Server, Stuck, make_model, serving
+from benchmarks.recovery_server import Server, Stuck, serving
 
 MODEL, DTYPE, STAGES, VOCABULARY = "m2048", "bfloat16", 2, 32_000
 WANTED_S = 3.0
@@ -31,8 +30,7 @@ def fast_return(options: argparse.Namespace) -> int:
     """Prints each return in its parts; 1 when one took longer than WANTED_S or an answer failed."""
     draw = random.Random(options.seed)
     faults: list[Fault] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(MODEL, options.folder or Path(scratch) / "model")
+    with random_model(MODEL, options.folder) as model:
         (model / "model.safetensors").read_bytes()  # warm
         while len(faults) < options.faults:
             with serving(model, stages=STAGES, dtype=DTYPE, pin=options.pin) as server:

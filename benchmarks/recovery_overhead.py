@@ -14,15 +14,15 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.processes import random_model
 from benchmarks.recovery_load import Answer, Card, Load
-from benchmarks.recovery_server import Server, make_model, serving
+from benchmarks.recovery_server import Server, serving
 
 from lamella_contract.wire import Sampling, TokenEvent
 from lamella_gateway.journal import Journal
@@ -82,14 +82,15 @@ def _spent(pid: int) -> float:
 def overhead(options: Namespace, deck: list[Card]) -> int:
     """Prints what it costs under a load of `options.streams`; 1 when more than WANTED_SHARE."""
     ended: list[Answer] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.model, options.folder or Path(scratch) / "model")
-        with serving(model, stages=options.stages, dtype=options.dtype, pin=options.pin) as server:
-            load = Load(server.port, deck, streams=options.streams, on_answer=ended.append)
-            with measure(server) as found:
-                load.start()
-                time.sleep(LOAD_S)
-            load.stop()
+    with (
+        random_model(options.model, options.folder) as model,
+        serving(model, stages=options.stages, dtype=options.dtype, pin=options.pin) as server,
+    ):
+        load = Load(server.port, deck, streams=options.streams, on_answer=ended.append)
+        with measure(server) as found:
+            load.start()
+            time.sleep(LOAD_S)
+        load.stop()
     print(f"{options.model}, {options.dtype}, {options.stages} stages, {options.streams} streams")
     print(found.text())
     failures = [answer.error for answer in ended if answer.error]

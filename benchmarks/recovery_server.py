@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from benchmarks.processes import started
 
 from lamella import status, watch
 from lamella.machine import free_ports
 
 START_S = 120.0
-END_S = 30.0
 GOES_ON_S = 120.0
 """Seconds after a fault in which everything must go on."""
 TEXT_KEPT = 4000
@@ -55,8 +54,9 @@ class Server:
     def follow(self) -> None:
         """Keep what the server says, with its time; runs in a thread until the server ends."""
         assert self.process.stderr is not None
-        for text in self.process.stderr:
-            self.lines.append(Line(time.monotonic(), text.rstrip()))
+        with self.process.stderr as said:
+            for text in said:
+                self.lines.append(Line(time.monotonic(), text.rstrip()))
 
     def log(self) -> str:
         return "\n".join(line.text for line in self.lines[-60:])[-TEXT_KEPT:]
@@ -141,15 +141,6 @@ class Server:
         return [line for line in lines if line.at_s >= at_s and any(w in line.text for w in words)]
 
 
-def make_model(size: str, folder: Path) -> Path:
-    """The folder of a random model, made unless it is there."""
-    # A process of its own: this one must stay small, it shares the cores with what it measures.
-    models = str(Path(__file__).parent / "models.py")
-    words = [sys.executable, models, size, str(folder)]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    return folder
-
-
 @contextlib.contextmanager
 def serving(model: Path, *, stages: int, dtype: str, pin: bool) -> Iterator[Server]:
     """Starts it and waits until it serves; ends it afterwards."""
@@ -159,31 +150,10 @@ def serving(model: Path, *, stages: int, dtype: str, pin: bool) -> Iterator[Serv
         command += ["--stages", str(stages), "--dtype", dtype, "--port", str(port)]
         command += ["--served-name", "bench", "--device", "cpu", "--max-model-len", "1024"]
         command += ["--threads-per-stage", "1", *(["--pin"] if pin else [])]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XDG_RUNTIME_DIR": scratch, "COLUMNS": "400"},
-        )
-        server = Server(process, port, Path(scratch), stages)
-        reader = threading.Thread(target=server.follow, daemon=True)
-        reader.start()
-        try:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": scratch, "COLUMNS": "400"}
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with started(command, env=environment, **pipes) as process:
+            server = Server(process, port, Path(scratch), stages)
+            threading.Thread(target=server.follow, daemon=True).start()
             server.wait_ready()
             yield server
-        finally:
-            _end(process)
-            reader.join(10)
-            assert process.stderr is not None
-            process.stderr.close()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Asked to end it has END_S; killed, its janitor ends what it started."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -18,7 +18,6 @@ import http.client
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from processes import random_model, started  # beside this
 
 from lamella import status, watch
 from lamella.machine import free_ports
@@ -96,18 +97,12 @@ def serving(model: Path, *words: str) -> Iterator[Server]:
         (port,), log = free_ports(1), Path(scratch) / "log"
         command = [sys.executable, "-m", "lamella", "serve", str(model), *words]
         command += ["--port", str(port), "--served-name", "bench", "--device", "cpu"]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "XDG_RUNTIME_DIR": scratch},
-            )
-        try:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": scratch}
+        with (
+            log.open("wb") as output,
+            started(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process,
+        ):
             yield Server(process, port, Path(scratch), log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(10)
 
 
 def wait_ready(server: Server) -> None:
@@ -231,18 +226,6 @@ def report(model: str, split: dict[str, Any], start: dict[str, Any]) -> str:
         f"imports {start['import_s']:.1f} s; start to first token {start['first_token_s']:.1f} s",
     ]
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def random_model(name: str, folder: Path | None = None) -> Iterator[Path]:
-    """The folder of a random model of `models.py`: `folder`, which stays, or one that goes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = folder or Path(scratch) / "model"
-        # A process of its own: this one must stay small, it shares the cores with what it measures.
-        models = str(Path(__file__).parent / "models.py")
-        command = [sys.executable, models, name, str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        yield folder
 
 
 def main() -> None:

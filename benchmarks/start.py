@@ -9,14 +9,14 @@ tokenizer and a ring that serves), first token (one more request and its answer)
 """
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from serve_bench import Server, serving
+from serve_bench import Server, random_model, serving
 
 from lamella import status, watch
 
@@ -75,12 +75,9 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--stages", type=int, default=2)
     arguments = parser.parse_args()
-    from models import make_folder
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(arguments.model)
-        if not folder.is_dir():
-            folder = make_folder(arguments.model, Path(scratch) / "model")
+    given = Path(arguments.model)
+    made = contextlib.nullcontext(given) if given.is_dir() else random_model(arguments.model)
+    with made as folder:
         one_start(folder, arguments.stages)
         starts = [one_start(folder, arguments.stages) for _ in range(arguments.starts)]
         for name, code in IMPORTS.items():
