@@ -3,6 +3,9 @@
 The client shares the cores with what it measures, so it parses nothing that it need not: one
 selector, raw sockets, kept connections, and pieces counted by their prefix. Prompts are token ids
 drawn anew for each request.
+
+The client of `lamella bench` (bench_client.py) is for any endpoint: it has TLS, a connection for
+each request and only pieces with text. One stream costs it 5 us a token more, sixteen nothing.
 """
 
 from __future__ import annotations
