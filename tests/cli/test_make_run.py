@@ -43,8 +43,7 @@ def test_make_run_serves_the_demo_model_and_ctrl_c_ends_it() -> None:
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) >= 4
         os.killpg(run.pid, signal.SIGINT)
-        gone, alive = psutil.wait_procs(children, timeout=2.5)
-        assert gone
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive
     finally:
         run.kill()

@@ -147,8 +147,7 @@ def test_from_start_to_stop(
     children = processes_of(run.process.pid)
     assert len(children) >= 4  # janitor, worker parent, two stages, gateway
 
-    assert run.end(signal.SIGINT) < 2.0
-    assert run.process.returncode == 0
+    assert run.end(signal.SIGINT) == 0
     assert all(is_gone(child.pid) for child in children)
     assert list(run_base.iterdir()) == []
 
@@ -159,8 +158,7 @@ def test_ctrl_c_while_it_plans(
     run = lamella("serve", str(model), "--port", str(port), "--device", "cpu")
     while not any(run_base.iterdir()):
         assert run.process.poll() is None
-    assert run.end(signal.SIGINT) < 2.0
-    assert run.process.returncode == 0
+    assert run.end(signal.SIGINT) == 0
     assert list(run_base.iterdir()) == []
 
 
@@ -173,7 +171,7 @@ def test_a_killed_child_comes_back(serving: Callable[[], Any]) -> None:
     run.wait_for("supervisor WARNING gateway ended with signal SIGKILL; starting again")
     again = [c for c in processes_of(run.process.pid) if "lamella_gateway" in c.cmdline()]
     assert [child.pid for child in again] != [gateway.pid]
-    assert run.end() < 2.0
+    assert run.end() == 0
 
 
 def test_it_says_when_it_is_not_ready_and_when_it_is_again(
@@ -356,7 +354,7 @@ def test_a_changed_manifest_is_taken_up(
     assert gateway == [
         p.pid for p in processes_of(run.process.pid) if "lamella_gateway" in p.cmdline()
     ]
-    assert run.end() < 2.0
+    assert run.end() == 0
     assert list(run_base.iterdir()) == []
 
 
@@ -382,7 +380,7 @@ def test_new_stages_that_cannot_start_leave_or_bring_back_the_old_ones(
         assert workers(run) == [old]
     reloading(4, **context)
     run.wait_for(lambda line: "taken up: 4 stages" in line)
-    assert run.end() < 2.0
+    assert run.end() == 0
 
 
 def test_what_is_asked_meanwhile_withdraws_what_still_loads(
@@ -403,4 +401,4 @@ def test_what_is_asked_meanwhile_withdraws_what_still_loads(
     ready_file.touch()
     run.wait_for(lambda line: "taken up: 4 stages" in line)
     assert is_gone(old)
-    assert run.end() < 2.0
+    assert run.end() == 0

@@ -211,14 +211,13 @@ def test_a_model_on_a_hub_is_served_at_the_commit_it_had(
         assert answer.usage.completion_tokens == 4
         config = json.loads(next(run_base.glob("lamella-*/stage-1.json")).read_text())
         assert config["pipeline"]["model_uri"] == f"hf://org/tiny@{commit}"
-        assert server.run.end(signal.SIGTERM) < 2.0
+        assert server.run.end(signal.SIGTERM) == 0
 
 
 def test_sigterm_leaves_nothing(server: Server) -> None:
     pids = [child.pid for child in children(server)]
     assert len(pids) >= 5
-    assert server.run.end(signal.SIGTERM) < 2.0
-    assert server.run.process.returncode == 0
+    assert server.run.end(signal.SIGTERM) == 0
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
     assert list(server.run_base.iterdir()) == []
     with socket.socket() as free:
