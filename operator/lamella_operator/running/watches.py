@@ -19,12 +19,11 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import kopf
-from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from lamella_operator.reconciling import trimming
 from lamella_operator.reconciling.client import JSON, METADATA_ONLY
@@ -39,7 +38,6 @@ CLIENT_TIMEOUT_S = 320.0  # after which we end it, if the server did not
 CONNECT_S = 5.0
 REQUEST_S = 30.0
 RETRIES_S = (0.5, 1, 2, 4, 8)  # pauses before a watch gives up and is started anew
-IDLE_S = 0.05  # a worker per object lives for so long: more of it costs memory
 CHUNK = 200  # objects of one page of the first LIST
 ENDING_S = 10.0  # for the tasks of a watch that is being ended
 METADATA_OF_ONE = f"{JSON};as=PartialObjectMetadata;v=v1;g=meta.k8s.io,{JSON}"
@@ -75,7 +73,6 @@ class Watches:
         tasks = await kopf.spawn_tasks(
             registry=self._registry(scope, sessions),
             settings=_settings(),
-            memories=_NoMemories(),
             standalone=True,
             identity="lamella-operator",  # type: ignore[arg-type]
             **where,
@@ -171,36 +168,11 @@ def _is_collection(kind: Kind, path: str) -> bool:
     return plural == kind.plural and (inside or before == kind.prefix)
 
 
-class _NoMemories(ResourceMemories):
-    """Two kilobytes per object, for daemons and change detection that we do not have."""
-
-    async def recall(
-        self, raw_body: Mapping[str, Any], *, ephemeral: bool = False, **more: Any
-    ) -> ResourceMemory:
-        return await super().recall(raw_body, ephemeral=True, **more)  # type: ignore[arg-type]
-
-
-class _NoDiffs(kopf.DiffBaseStorage):
-    """Without handlers of changes there is nothing to compare: no copy of each object is made."""
-
-    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
-        return {}
-
-    def fetch(self, *, body: Any) -> Any:
-        return None
-
-    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
-        return None
-
-
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
-    settings.persistence.diffbase_storage = _NoDiffs()
-    settings.queueing.idle_timeout = IDLE_S
-    settings.queueing.worker_limit = None
     settings.networking.request_timeout = REQUEST_S
     settings.networking.connect_timeout = CONNECT_S
     settings.networking.error_backoffs = RETRIES_S
