@@ -19,6 +19,7 @@ pytestmark = pytest.mark.serve
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
+PEERS = ("--model", "tiny", "--into", "INTO")
 
 
 def stages_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -49,7 +50,7 @@ def lives(process: psutil.Process) -> bool:
         (("-m", "benchmarks.recovery", "--model", "tiny"), signal.SIGTERM),
         (("benchmarks/serve_bench.py", "--model", "tiny"), signal.SIGHUP),
         (("benchmarks/throughput.py", "--model", "tiny"), signal.SIGINT),
-        (("-m", "benchmarks.peers", "--only", "lamella-2", "--model", "tiny"), signal.SIGTERM),
+        (("-m", "benchmarks.peers", "--only", "lamella-2", *PEERS), signal.SIGTERM),
     ],
     ids=["recovery", "serve_bench", "throughput", "peers"],
 )
@@ -58,7 +59,7 @@ def test_nothing_is_left(tmp_path: Path, words: tuple[str, ...], number: signal.
     scratch.mkdir()
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, *(str(tmp_path / "out") if it == "INTO" else it for it in words)],
             cwd=ROOT,
             env={
                 **os.environ,
