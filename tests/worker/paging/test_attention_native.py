@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,12 +15,13 @@ from hypothesis import strategies as st
 
 from lamella_worker.batch import Segment, StepBatch
 from lamella_worker.paging.attention import AttentionSpec, PortableAttention
-from lamella_worker.paging.attention_native import NativeAttention, compiled
+from lamella_worker.paging.attention_native import NativeAttention, compiled, prebuilt
 from lamella_worker.paging.attention_plan import AttentionPlan
 from lamella_worker.paging.attention_views import ViewAttention
 from lamella_worker.paging.cache import KVShape, PagedPool
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
 BLOCK, BLOCKS = 4, 96
 GEOMETRIES = {  # query heads, key heads, key's and value's elements
     "grouped": (6, 2, 32, 32),
@@ -168,6 +171,55 @@ def test_where_torch_shows_no_openmp_it_brings_its_own(monkeypatch, tmp_path):
     refuses = 'case "$*" in *-shared*-fopenmp*) ;; *-shared*) exit 1 ;; esac'
     monkeypatch.setenv("CC", compiler(tmp_path, refuses))
     assert compiled.__wrapped__(3, 16, 16, torch.float32) is not None
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """What scripts/attention makes of two geometries."""
+    folder = tmp_path_factory.mktemp("libraries")
+    geometries = {**os.environ, "GEOMETRIES": "3:32:32 2:40:24"}
+    subprocess.run([ROOT / "scripts" / "attention", folder], check=True, env=geometries)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", [(6, 2, 32, 32), (2, 1, 40, 24)], ids=str)
+def test_each_library_for_this_processor_is_equal_to_the_portable_one(
+    libraries, tmp_path, geometry, dtype
+):
+    spec = AttentionSpec(*geometry, 0.3)
+    symbol = f"decode_{spec.heads // spec.kv_heads}_{spec.k_dim}_{spec.v_dim}_{str(dtype)[6:]}"
+    batch, pool = make_batch(MIXED), make_pool(spec, dtype)
+    q, plan = queries(batch, spec, dtype), AttentionPlan(batch, CPU)
+    wanted = PortableAttention().attend(q, pool, 0, plan, spec).float()
+    tolerance, tried = 1e-5 if dtype == torch.float32 else 2e-2, 0
+    for library in libraries.iterdir():
+        alone = tmp_path / library.stem
+        alone.mkdir()
+        shutil.copy(library, alone)
+        function = prebuilt(alone, symbol)
+        if function is not None:
+            tried += 1
+            found = NativeAttention(function, ViewAttention()).attend(q, pool, 0, plan, spec)
+            assert torch.allclose(found.float(), wanted, rtol=tolerance, atol=tolerance), library
+    assert tried
+
+
+def test_a_library_for_another_processor_is_passed_over(libraries, tmp_path):
+    shutil.copytree(libraries, tmp_path, dirs_exist_ok=True)
+    source = "int supported(void) { return 0; }"
+    other = tmp_path / "decode.zz.so"
+    command = ["cc", "-x", "c", "-shared", "-fPIC", "-o", other, "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    assert prebuilt(tmp_path, "decode_3_32_32_float32") is not None
+    for library in libraries.iterdir():
+        (tmp_path / library.name).unlink()
+    assert prebuilt(tmp_path, "decode_3_32_32_float32") is None
+
+
+def test_a_geometry_that_no_library_has_is_not_found(libraries, tmp_path):
+    assert prebuilt(libraries, "decode_5_32_32_float32") is None
+    assert prebuilt(tmp_path, "decode_3_32_32_float32") is None
 
 
 def openmp_runtimes():

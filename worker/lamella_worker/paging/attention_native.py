@@ -1,8 +1,8 @@
 """Decode rows by a small C function (decode.c) that reads pages in place; chunks as they were.
 
-Knows no model. The function is compiled at start for the geometry and the processor at hand, where
-there is a C compiler; without one `compiled` gives None and the other backends remain.
-attention_choice.py tries it like any other.
+Knows no model. The function is taken from a library beside decode.c, where there is one, or else
+compiled at start for the geometry and the processor at hand; where neither can be, `compiled` gives
+None and the other backends remain. attention_choice.py tries it like any other.
 """
 
 import ctypes
@@ -40,19 +40,31 @@ _ARGUMENTS = (
 def compiled(group: int, k_dim: int, v_dim: int, dtype: torch.dtype) -> Any:
     """decode.c for `group` query heads per key head, as a ctypes function; None where it cannot be.
 
-    Nothing is kept between processes: who could write to a cache could run code here.
+    What is compiled is not kept between processes: who could write to a cache could run code here.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         return None
+    symbol = f"decode_{group}_{k_dim}_{v_dim}_{str(dtype).removeprefix('torch.')}"
     geometry = [f"-DGROUP={group}", f"-DK_DIM={k_dim}", f"-DV_DIM={v_dim}"]
     kind = ["-DBF16"] if dtype == torch.bfloat16 else []
     try:
-        function = _compile([*geometry, *kind])
+        function = prebuilt(_SOURCE.parent, symbol) or _compile([*geometry, *kind])
     except (OSError, subprocess.SubprocessError) as e:
         log.info("attention could not be compiled", extra={"reason": str(e)[:200]})
         return None
-    function.argtypes, function.restype = _ARGUMENTS, None
     return function
+
+
+def prebuilt(folder: Path, symbol: str) -> Any:
+    """`symbol` of the best library in `folder` that this processor can run; None without one.
+
+    scripts/attention makes them, and ranks them by name. OSError: one that does not load.
+    """
+    for path in sorted(folder.glob("decode.*.so"), key=lambda path: path.stem, reverse=True):
+        library = ctypes.CDLL(str(path))
+        if library.supported():
+            return _typed(library[symbol]) if hasattr(library, symbol) else None
+    return None
 
 
 def _compile(macros: list[str]) -> Any:
@@ -74,7 +86,12 @@ def _compile(macros: list[str]) -> Any:
 
 def _link(command: list[str], library: str) -> Any:
     _run([*command, "-o", library])
-    return ctypes.CDLL(library).decode
+    return _typed(ctypes.CDLL(library).decode)
+
+
+def _typed(function: Any) -> Any:
+    function.argtypes, function.restype = _ARGUMENTS, None
+    return function
 
 
 def _run(command: list[str]) -> None:

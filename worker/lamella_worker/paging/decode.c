@@ -192,14 +192,17 @@ INLINE void attend(const element *q, const element *k, const element *v, element
             store(out + g * V_DIM + 16 * c, mixed[g][c] / whole[g], PART(V_DIM, c));
 }
 
+#ifndef NAME
+#define NAME decode
+#endif
 /* Sequence s has its query in row rows[s] of q (`q_stride` elements from row to row, heads side by
    side) and its result in that row of out [.., heads * V_DIM]. Its keys are the runs
    [spans[s], spans[s + 1]); a run is (first pool row, rows). k and v are [kv_heads, pool_rows,
    dim]. width is the longest sequence + 16, scratch GROUP * width floats per thread. cap 0: none. */
-void decode(const element *q, int64_t q_stride, const element *k, const element *v, element *out,
-            int64_t kv_heads, int64_t pool_rows, int64_t sequences, const int64_t *rows,
-            const int64_t *lengths, const int64_t *spans, const int64_t *runs, float scale,
-            float cap, float *scratch, int64_t width, int64_t threads) {
+void NAME(const element *q, int64_t q_stride, const element *k, const element *v, element *out,
+          int64_t kv_heads, int64_t pool_rows, int64_t sequences, const int64_t *rows,
+          const int64_t *lengths, const int64_t *spans, const int64_t *runs, float scale,
+          float cap, float *scratch, int64_t width, int64_t threads) {
     (void)threads; /* without OpenMP */
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t s = 0; s < sequences; s++)
