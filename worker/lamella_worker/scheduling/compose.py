@@ -221,12 +221,13 @@ class Composer:
     def _chunk_tokens(self, draft: Draft, request: LiveRequest, held: int = 0) -> int:
         """Tokens of a request's prompt that the step has room for; 0 for none.
 
-        A waiting one begins with ``held`` positions.
+        A waiting one begins with ``held`` positions: they will not have to be computed, and the
+        answer must be the same before and after it gets its slot.
         """
         start = held or request.computed
         room = self.budget.tokens - len(draft.ids)
-        pending = len(request.ids) - start
-        return self._chunks.tokens(draft, start, pending, room=room, queued=self.queued_tokens)
+        pending, queued = len(request.ids) - start, self.queued_tokens - held
+        return self._chunks.tokens(draft, start, pending, room=room, queued=queued)
 
     def _begin_chunks(self) -> bool:
         """Whether there are prompts that the step may compute, and who decodes beside them."""
