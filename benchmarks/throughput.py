@@ -1,12 +1,14 @@
 """Steady state of two stages on two cores: where the time of a token goes, from outside.
 
-    python benchmarks/throughput.py [--levels 1,4,16,64] [--rounds 1] [--json FILE]
+    python benchmarks/throughput.py [--levels 1,4,16,64] [--rounds 1] [--pin] [--json FILE]
 
 A closed loop over HTTP, 64 tokens in, 128 out. For each number of clients: tokens per
 second; CPU of gateway and supervisor per streamed token; and which share of the wall the stages'
 own computing fills: the slowest stage where they overlap, else the sum of all. That share is the
 throughput over what the stages' step times allow, for the number of cohorts chosen; the other
 number of cohorts is judged by a line through the step times of all levels.
+
+The stages share both cores and compute in turn; with `--pin` each has a core of its own.
 
 `foreign` is the CPU that nobody here used, in cores: with more than 0.1 the figures are not ours.
 """
@@ -27,7 +29,7 @@ from serve_bench import Server, about, random_model, serving, wait_ready  # besi
 from streams import Answer, Ask, run
 
 PROMPT, TOKENS = 64, 128
-STAGES = ("--stages", "2", "--pin", "--max-sequences", "64")
+STAGES = ("--stages", "2", "--max-sequences", "64", "--max-model-len", "1024")
 CPU_TARGET_US, FILLED_TARGET = 60.0, 0.9
 
 
@@ -126,9 +128,9 @@ def measure_level(server: Server, clients: int, seed: int) -> Level:
     return watch.level(clients, run(server.port, asks, clients))
 
 
-def measure_levels(model: Path, clients: list[int], rounds: int) -> list[list[Level]]:
+def measure_levels(model: Path, clients: list[int], rounds: int, *, pin: bool) -> list[list[Level]]:
     """All levels, `rounds` times each."""
-    with serving(model, *STAGES, "--max-model-len", "1024") as server:
+    with serving(model, *STAGES, *(("--pin",) if pin else ())) as server:
         wait_ready(server)
         for warm in (4, 16):
             run(server.port, [Ask(PROMPT, 32, i) for i in range(2 * warm)], warm)
@@ -138,8 +140,8 @@ def measure_levels(model: Path, clients: list[int], rounds: int) -> list[list[Le
         ]
 
 
-def other_cohorts(levels: list[Level]) -> dict[int, float]:
-    """Tokens per second that step times allow with the best number of cohorts, by clients.
+def other_cohorts(levels: list[Level], most: int) -> dict[int, float]:
+    """Tokens per second that step times allow with the best of 1 to `most` cohorts, by clients.
 
     Through the step times of all levels a line is drawn for each stage; prompts' rows count as
     rows, so it is an estimate.
@@ -153,7 +155,7 @@ def other_cohorts(levels: list[Level]) -> dict[int, float]:
     best = {}
     for level in levels:
         rates = []
-        for cohorts in range(1, len(lines) + 1):
+        for cohorts in range(1, most + 1):
             size = level.clients / cohorts
             if size < 1:
                 continue
@@ -163,14 +165,15 @@ def other_cohorts(levels: list[Level]) -> dict[int, float]:
     return best
 
 
-def table(turns: list[list[Level]]) -> list[str]:
+def table(turns: list[list[Level]], most_cohorts: int) -> list[str]:
     """Medians over the rounds, one row for each number of clients."""
     head = (
         f"{'clients':>8}{'tok/s':>8}{'TPOT ms':>9}{'TTFT ms':>9}{'cohorts':>8}{'filled':>8}"
         f"{'outside us':>12}{'foreign':>9}  compute ms per step, CPU us per token"
     )
     lines = [head]
-    best = other_cohorts([level for turn in turns for level in turn]) if len(turns[0]) > 1 else {}
+    levels = [level for turn in turns for level in turn]
+    best = other_cohorts(levels, most_cohorts) if len(turns[0]) > 1 else {}
     for of_clients in zip(*turns, strict=True):
 
         def median(of: Callable[[Level], float], levels: tuple[Level, ...] = of_clients) -> float:
@@ -197,13 +200,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the random model here")
     parser.add_argument("--levels", default="1,4,16,64")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--pin", action="store_true", help="a core for each stage")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     print("\n".join(f"{name}: {value}" for name, value in about().items()))
     with random_model(arguments.model, arguments.folder) as folder:
         clients = [int(count) for count in arguments.levels.split(",")]
-        turns = measure_levels(folder, clients, arguments.rounds)
-    print("\n".join(table(turns)))
+        turns = measure_levels(folder, clients, arguments.rounds, pin=arguments.pin)
+    print("\n".join(table(turns, 2 if arguments.pin else 1)))
     if arguments.json:
         levels = [[vars_of(level) for level in turn] for turn in turns]
         document = {"about": about(), "levels": levels}

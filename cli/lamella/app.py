@@ -55,7 +55,7 @@ def serve_command(
     host: Annotated[str, Option(help="Address to listen on.")] = names.LOOPBACK,
     device: Annotated[str, Option(help="cpu, cuda or auto.")] = "auto",
     threads_per_stage: Annotated[
-        int | None, Option(min=1, help="Compute threads; default: the cores dealt out.")
+        int | None, Option(min=1, help="Compute threads; default: all cores, stages in turn.")
     ] = None,
     pin: Annotated[bool, Option("--pin", help="Pin each stage to a core of its own.")] = False,
     dtype: Dtype = None,

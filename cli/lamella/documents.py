@@ -22,14 +22,17 @@ from lamella_contract.plan import Plan
 
 WORKER_LIST_FILE = "worker.json"
 ADDRESSES_FILE = "pipelines"
-WORKER_MEMORY = {
+WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_TOP_PAD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "GOMP_SPINCOUNT": "20000",
 }
 """Weights in huge pages: a decode step streams all of them, and would miss the TLB at each 4 KiB.
-The C library reads these when a process starts, so they must be set from outside."""
+Threads that compute stay awake between the operators of a step, about a millisecond, and no longer:
+the core is the next stage's then. The libraries read these when a process starts, so they must be
+set from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def worker(run_dir: RunDirectory, number: int = 1) -> ChildSpec:
     `-P`: the user's current folder is not searched for modules.
     """
     list_file = str(run_dir.file(_of(number, WORKER_LIST_FILE)))
-    own = {name: value for name, value in WORKER_MEMORY.items() if name not in os.environ}
+    own = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
     argv = (sys.executable, "-P", "-m", "lamella.warm", list_file)
     name = "worker" if number == 1 else f"worker-{number}"
     return ChildSpec(name, argv, {**CHILD_ENV, **own})

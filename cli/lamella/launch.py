@@ -24,8 +24,7 @@ LONG_PROMPTS_QUEUED = 4
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """How the processes run; nothing of the model. `threads_per_stage` None: the cores dealt out
-    evenly."""
+    """How the processes run; nothing of the model. `threads_per_stage` None: see `threads_of`."""
 
     host: str = names.LOOPBACK
     port: int = names.PORT_HTTP
@@ -95,7 +94,8 @@ def launch(
             stage=stage,
             device=device_of(stage, options.device, machine),
             threads=threads_of(stages, options, machine),
-            cpu=machine.cores[stage % len(machine.cores)] if options.pin else None,
+            in_turn=in_turn(stages, options),
+            cpu=core_of(stage, stages, options, machine),
             control_address=_tcp(ports.control),
             gateway_address=_tcp(ports.gateway) if stage == 0 else "",
             data_bind=f"tcp://{names.LOOPBACK}:*",
@@ -135,12 +135,33 @@ def device_of(stage: int, device: str, machine: Machine) -> str:
     return f"cuda:{stage % max(len(machine.gpu_free_bytes), 1)}"
 
 
+def in_turn(stages: int, options: LaunchOptions) -> bool:
+    """Whether stages compute one after another, each with all cores: where they share cores and
+    nobody dealt them out. A step then reads the weights once, with the bandwidth of all cores."""
+    return stages > 1 and options.device == "cpu" and not _dealt(options)
+
+
 def threads_of(stages: int, options: LaunchOptions, machine: Machine) -> int:
-    """Compute threads of one stage: as told, one when pinned to a core, else the cores dealt
-    out."""
+    """Compute threads of one stage: as told, one when pinned to a core, all cores when stages
+    compute in turn, else the cores dealt out."""
     if options.threads_per_stage is not None:
         return options.threads_per_stage
-    return 1 if options.pin else max(len(machine.cores) // stages, 1)
+    if options.pin:
+        return 1
+    sharing = 1 if in_turn(stages, options) else stages
+    return max(len(machine.cores) // sharing, 1)
+
+
+def core_of(stage: int, stages: int, options: LaunchOptions, machine: Machine) -> int | None:
+    """The core of a stage's first thread: its own when pinned, everyone's first one when stages
+    compute in turn, else the kernel's choice."""
+    if in_turn(stages, options):
+        return machine.cores[0]
+    return machine.cores[stage % len(machine.cores)] if options.pin else None
+
+
+def _dealt(options: LaunchOptions) -> bool:
+    return options.pin or options.threads_per_stage is not None
 
 
 def _pipeline(name: str, facts: ModelFacts, plan: Plan, options: LaunchOptions) -> PipelineConfig:

@@ -29,6 +29,7 @@ from lamella.rundir import RunDirectory
 from lamella.target import Overrides, is_manifest, resolve
 from lamella.watch import Snapshot, Watcher
 from lamella_contract import names
+from lamella_contract.config import StageConfig
 from lamella_contract.plan import Plan
 
 QUESTION = "What is the capital of France?"
@@ -188,15 +189,18 @@ def curl_line(url: str, served_name: str, *, chats: bool, api_keys: bool) -> str
     return f"{head} -d {shlex.quote(json.dumps(body))}"
 
 
+def _place(stage: StageConfig) -> str:
+    """Where a stage computes, in words."""
+    core = "" if stage.cpu is None or stage.in_turn else f" core {stage.cpu}"
+    threads = f"{stage.threads} thread{'' if stage.threads == 1 else 's'}"
+    return f"{stage.device}{core}, {threads}{', in turn' if stage.in_turn else ''}"
+
+
 def _announce(out: Console, made: launch.Launch, plan: Plan, *, chats: bool) -> None:
     """The plan as a table, the URL, and a line to paste."""
     from lamella.plan import number_format, stage_table
 
-    places = [
-        f"{stage.device}{'' if stage.cpu is None else f' core {stage.cpu}'}, {stage.threads} thread"
-        f"{'' if stage.threads == 1 else 's'}"
-        for stage in made.stages
-    ]
+    places = [_place(stage) for stage in made.stages]
     url = url_of(documents.reachable(made.gateway.http_host), made.gateway.http_port)
     out.print(stage_table(made.pipeline.name, number_format(made.pipeline), plan, places))
     out.print(

@@ -115,7 +115,9 @@ class StageConfig:
     and ``gateway_address``; other stages dial the first and have "" for the second. ``data_bind``
     may end in ``:*``; the port taken is reported in `Join`. ``http_address`` (``127.0.0.1:0``)
     serves probes and metrics. ``key_file`` holds this stage's CURVE pair, ``peer_keys`` each
-    allowed peer's role and public key (z85). ``cpu`` pins the stage to one core. A peer silent
+    allowed peer's role and public key (z85). ``cpu`` pins the stage to one core. ``in_turn``: the
+    stages share one machine's cores, so one step is under way at a time, and each stage computes it
+    with all of them. A peer silent
     for ``suspect_after_s`` makes the pipeline unready, for ``replace_after_s`` is given up.
     ``parent_pid`` 0: no parent to die with.
 
@@ -144,6 +146,7 @@ class StageConfig:
     drain_s: float = 0.0
     live_address: str = ""
     termination_log: str = ""
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         stages = self.pipeline.num_stages

@@ -162,11 +162,12 @@ def test_each_process_is_told_its_part() -> None:
 @pytest.mark.parametrize(
     ("options", "threads", "cores"),
     [
-        (launch.LaunchOptions(), 1, [None, None, None]),
+        (launch.LaunchOptions(), 2, [0, 0, 0]),
         (launch.LaunchOptions(pin=True), 1, [0, 1, 0]),
         (launch.LaunchOptions(pin=True, threads_per_stage=2), 2, [0, 1, 0]),
+        (launch.LaunchOptions(device="cuda"), 1, [None, None, None]),
     ],
-    ids=["dealt", "pinned", "told"],
+    ids=["all in turn", "pinned", "told", "dealt beside GPUs"],
 )
 def test_threads_and_cores(
     options: launch.LaunchOptions, threads: int, cores: list[int | None]
@@ -174,6 +175,23 @@ def test_threads_and_cores(
     told = made(options, stages=3)
     assert [stage.threads for stage in told.stages] == [threads] * 3
     assert [stage.cpu for stage in told.stages] == cores
+
+
+@pytest.mark.parametrize(
+    ("options", "stages", "want"),
+    [
+        (launch.LaunchOptions(), 2, True),
+        (launch.LaunchOptions(), 1, False),
+        (launch.LaunchOptions(pin=True), 2, False),
+        (launch.LaunchOptions(threads_per_stage=1), 2, False),
+        (launch.LaunchOptions(device="cuda"), 2, False),
+    ],
+    ids=["shared cores", "one stage", "a core each", "dealt by hand", "GPUs"],
+)
+def test_stages_compute_in_turn_where_they_share_cores(
+    options: launch.LaunchOptions, stages: int, want: bool
+) -> None:
+    assert [stage.in_turn for stage in made(options, stages).stages] == [want] * stages
 
 
 def test_no_secret_is_in_what_the_processes_are_told() -> None:

@@ -79,6 +79,14 @@ def test_what_the_step_times_allow(
 
 
 @pytest.mark.parametrize(
+    ("requests", "want"), [(16, 16 / 0.033), (32, 32 / 0.066)], ids=["one step", "two in turn"]
+)
+def test_what_the_step_times_allow_where_stages_compute_in_turn(requests: int, want: float) -> None:
+    times = {8: (0.010, 0.012), 16: (0.015, 0.018)}
+    assert allowed(requests, times, in_turn=True) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
     ("rows", "want"), [(1, 0.010), (4, 0.010), (10, 0.015), (16, 0.020), (64, 0.020)]
 )
 def test_times_between_those_measured(rows: int, want: float) -> None:

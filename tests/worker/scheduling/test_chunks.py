@@ -15,9 +15,11 @@ LIMIT_S = 0.25
 ROWS = 8  # alone they take 14 ms on a stage
 
 
-def chunks(stages: int = 2, *, timed: bool = True, slower: float = 1.0) -> Chunks:
+def chunks(
+    stages: int = 2, *, timed: bool = True, slower: float = 1.0, depth: int | None = None
+) -> Chunks:
     """With costs learned if ``timed``; decoding was seen to be ``slower`` than they say."""
-    cost = CostModel(stages)
+    cost = CostModel(stages, depth)
     for tokens in (1, 8, 64, 512) * 10 if timed else ():
         seconds = [STEP_S + TOKEN_S * tokens] * stages
         cost.observe(Work(tokens, 0, prefill=False), seconds)
@@ -36,6 +38,24 @@ def draft(rows: int) -> Draft:
 
 def most_tokens(seconds: float, rows: int) -> int:
     return int((seconds - STEP_S) / TOKEN_S + 1e-6) - rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "stage_s"),
+    [
+        pytest.param(0, 1, LIMIT_S / 2, id="nobody waits"),
+        pytest.param(ROWS, 1, 0.028, id="as long again as the rows alone"),
+        pytest.param(ROWS, 99, LIMIT_S / 2, id="many prompts: up to the limit"),
+    ],
+)
+def test_where_stages_compute_in_turn_all_of_them_keep_the_limit_together(
+    rows: int, prompts: int, stage_s: float
+) -> None:
+    sizes = chunks(2, depth=1)
+    sizes.begin(rows, 0.0, prompts)
+    assert sizes.may_start(draft(0), steps_in_flight=0)
+    found = sizes.tokens(draft(rows), 0, 10**6, room=2048, queued=10**6)
+    assert found == most_tokens(stage_s, rows)
 
 
 @pytest.mark.parametrize(

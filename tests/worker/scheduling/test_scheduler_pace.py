@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from random import Random
 from statistics import mean, median
 
 import pytest
@@ -36,9 +37,13 @@ class Simulation:
     _free_s: list[float] = field(default_factory=list)
     _done: list[tuple[float, int, StepDone]] = field(default_factory=list)
 
-    def submit(self, number: int, prompt_len: int, max_tokens: int) -> bytes:
+    def submit(
+        self, number: int, prompt_len: int, max_tokens: int, like: int | None = None
+    ) -> bytes:
+        """A request; no two begin alike, so nothing is found again, but where one is `like`
+        another."""
         request_id = number.to_bytes(16, "little")
-        ids = (number, *range(1, prompt_len))  # no two begin alike: nothing is found again
+        ids = (number if like is None else like, *range(1, prompt_len))
         sampling = Sampling(max_tokens=max_tokens)
         self.scheduler.submit(Submit(request_id, 0, prompt_len, ids, sampling), b"g")
         self.told_s[request_id] = []
@@ -128,6 +133,43 @@ def test_decoding_comes_within_5_percent_of_the_best_number_of_cohorts(
 
     best = max(best_of_formula(k) for k in range(1, len(laws) + 1))
     assert measured >= 0.95 * best, (measured, best, sim.scheduler.stats().cohorts)
+
+
+@pytest.mark.parametrize(("depth", "ahead"), [(0, True), (1, False)], ids=["at once", "in turn"])
+def test_stages_that_compute_in_turn_are_given_one_step_at_a_time(depth: int, ahead: bool) -> None:
+    sim = simulation([(0.006, 0.001, 0.0)] * 2, depth=depth, max_step_tokens=256)
+    sim.submit(0, 600, 1)
+    assert sim.scheduler.next_step(0.0) is not None
+    assert (sim.scheduler.next_step(0.0) is not None) == ahead
+
+
+@pytest.mark.parametrize("depth", [0, 1], ids=["at once", "in turn"])
+@pytest.mark.parametrize("law", [(0.002, 0.001, 0.0), (0.012, 0.0005, 0.0)], ids=["slope", "fixed"])
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_requests_that_all_come_again_begin_with_what_they_left(
+    seed: int, stages: int, law: Law, depth: int
+) -> None:
+    """As after a gateway's death: how many tokens join a step must not change by getting a slot."""
+    draw = Random(seed)
+    sim = simulation([law] * stages, depth=depth)
+    lengths = [draw.randrange(40, 300) for _ in range(16)]
+
+    def all_come(turn: int) -> list[bytes]:
+        return [
+            sim.submit(100 * turn + number, length, 40, like=number)
+            for number, length in enumerate(lengths)
+        ]
+
+    for turn in range(3):
+        all_come(turn)
+        sim.run(until_s=sim.now_s + draw.uniform(0.5, 3.0))
+        sim.scheduler.drop_owner(b"g")
+    last = all_come(3)
+    sim.run()
+    sim.scheduler.check_integrity()
+    assert sim.scheduler.stats().prefix_cache_hits > 0
+    assert {len(sim.told_s[request_id]) for request_id in last} == {40}
 
 
 def test_a_lone_prompt_is_cut_to_fill_the_pipeline_once_the_costs_are_known() -> None:

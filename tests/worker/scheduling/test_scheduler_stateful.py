@@ -221,6 +221,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         stages=st.integers(1, 3),
+        depth=st.integers(0, 1),
         block_size=st.integers(1, 4),
         num_blocks=st.integers(4, 14),
         max_sequences=st.integers(1, 5),

@@ -25,9 +25,11 @@ class RingTimes:
 
     A bubble is idle time while there was work: all idle time but the one before the first step
     after a rest. A hop's latency is what a step took beyond computing, divided by its hops; it is
-    taken of steps that were alone in the ring, since others queue.
+    taken of steps that were alone in the ring, since others queue. `in_turn`: stages compute one
+    after another by agreement, see `StageConfig`.
     """
 
+    in_turn: bool = False
     steps: int = 0
     compute_ns: list[int] = field(default_factory=list)
     idle_ns: list[int] = field(default_factory=list)
@@ -75,7 +77,7 @@ class RingTimes:
         times = self.decode_s()
         most = max(times, default=0) * len(self.compute_ns)
         sizes = (1 << n for n in range(most.bit_length()))
-        return {requests: allowed(requests, times) for requests in sizes}
+        return {requests: allowed(requests, times, in_turn=self.in_turn) for requests in sizes}
 
     def snapshot(self) -> dict[str, Any]:
         """The document under `ring` in /status."""
@@ -94,18 +96,19 @@ class RingTimes:
         }
 
 
-def allowed(requests: int, times: Mapping[int, Sequence[float]]) -> float:
+def allowed(requests: int, times: Mapping[int, Sequence[float]], *, in_turn: bool = False) -> float:
     """Tokens per second at best, over all numbers of cohorts: n cohorts of ceil(requests / n) rows
     take turns, and one comes back after the sum of the stages' times at the earliest, or when the
-    slowest stage has served them all. Steps larger than any measured are not imagined. 0.0 when
-    nothing is known."""
+    slowest stage has served them all; `in_turn` each waits for all others. Steps larger than any
+    measured are not imagined. 0.0 when nothing is known."""
     best = 0.0
     for cohorts in range(1, requests + 1):
         rows = -(-requests // cohorts)
         if rows > max(times, default=0):
             continue
         each = interpolated(rows, times)
-        period_s = max(sum(each), cohorts * max(each, default=0.0))
+        slowest_s = sum(each) if in_turn else max(each, default=0.0)
+        period_s = max(sum(each), cohorts * slowest_s)
         if period_s > 0:
             best = max(best, requests / period_s)
         if cohorts > 2 * len(each):  # more than these only wait for one another

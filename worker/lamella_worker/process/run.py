@@ -35,6 +35,7 @@ from lamella_worker.membership.head_control import HeadControl, new_incarnation
 from lamella_worker.membership.orders import Loaded, Order, Report
 from lamella_worker.membership.resolver import Resolve, system_resolve
 from lamella_worker.process import last_words
+from lamella_worker.process.cores import pin
 from lamella_worker.process.loading import LoadEngine, load_at_last, load_engine
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.restarts import EXIT_PERMANENT
@@ -74,6 +75,7 @@ def run_stage(
     torch.set_num_threads(config.threads)
     telemetry = Telemetry(config.stage, pipeline.num_stages, os.getpid(), (first, end))
     telemetry.counters.restarts = pulse.restarts
+    telemetry.ring.in_turn = config.in_turn
     stop = StopFlag()
     try:
         with contextlib.ExitStack() as stack:
@@ -130,7 +132,7 @@ class Stage:
         data = listen_for_frames(config, network)
         control = self._control(control_end, data)
         control.start()
-        pin(config.cpu)
+        pin(config.cpu, config.threads)
         try:
             engine = load_at_last(config, telemetry, load)
             loop = make_loop(config, engine, telemetry, self._pulse, network, compute_end, data)
@@ -170,14 +172,9 @@ class Stage:
         os._exit(fail(self._config, self._telemetry, error))
 
 
-def pin(cpu: int | None) -> None:
-    """Pin the calling thread, and what it starts from here on: the compute thread and torch's.
-
-    The threads that exist already (sockets, control, probes) stay free: while a stage waits for its
-    neighbour they find an idle core, and cost the steps nothing.
-    """
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
+def waits_awake(config: StageConfig) -> bool:
+    """Whether this stage has a core to itself, on which it may wait without sleeping."""
+    return config.pipeline.num_stages > 1 and config.cpu is not None and not config.in_turn
 
 
 def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
@@ -190,7 +187,7 @@ def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
         return None
     previous = names.stage_role((config.stage - 1) % stages)
     socket = network.listen(zmq.PULL, config.data_bind, domain="data", roles=[previous])
-    awake = config.cpu is not None and shared_ring.usable()
+    awake = waits_awake(config) and shared_ring.usable()
     return PullLink(socket, shared_ring.SharedRing.create() if awake else None)
 
 
@@ -219,7 +216,7 @@ def make_loop(
         pulse,
     )
     out = OutLink(network, config_hash, telemetry) if data is not None else None
-    awake = config.cpu is not None and pipeline.num_stages > 1
+    awake = waits_awake(config)
     if config.is_first:
         scheduler = Scheduler(scheduler_limits(config))
         return HeadLoop(
@@ -251,6 +248,7 @@ def scheduler_limits(config: StageConfig) -> SchedulerLimits:
         max_step_tokens=pipeline.max_step_tokens,
         max_queued_tokens=pipeline.max_queued_tokens,
         stages=pipeline.num_stages,
+        depth=1 if config.in_turn else pipeline.num_stages,
         eos_token_ids=pipeline.eos_token_ids,
         vocab_size=pipeline.vocab_size,
     )

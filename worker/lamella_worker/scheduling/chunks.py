@@ -48,7 +48,7 @@ class Chunks:
         the rows would wait for one step more, and beside them a chunk costs the weights' reading
         no second time.
         """
-        if draft.segments or not 1 < self._cost.stages <= steps_in_flight:
+        if draft.segments or not 1 < self._cost.depth <= steps_in_flight:
             return True
         return self._patience_s == inf
 
@@ -75,6 +75,8 @@ class Chunks:
         Rows that decode wait for the chunks of all steps in the pipeline, of which there is one
         more than stages at most: together those keep the limits.
         """
-        stages = self._cost.stages
-        waited_for = stages + 1 if self._rows and stages > 1 else 1
+        stages, depth = self._cost.stages, self._cost.depth
+        if depth == 1:  # a step is over once all of them have computed it
+            return min(self._patience_s, self._step_limit_s) / stages
+        waited_for = depth + 1 if self._rows else 1
         return min(self._patience_s / stages, self._step_limit_s / waited_for)

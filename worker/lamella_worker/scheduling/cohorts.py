@@ -117,8 +117,8 @@ class Cohorts:
         self._last = (0, 0.0)
 
     def count(self, rows: int, context: float) -> int:
-        """Cohorts for ``rows`` live decode rows of ``context`` mean length; in [1, stages]."""
-        most = min(self._model.stages, rows)
+        """Cohorts for ``rows`` live decode rows of ``context`` mean length; in [1, depth]."""
+        most = min(self._model.depth, rows)
         if most <= 1:
             return 1
         known = [k for k in (1, most) if self._is_known(rows, k)]
@@ -135,7 +135,7 @@ class Cohorts:
 
         As measured, else by the model; 0.0 while no decode step was timed.
         """
-        cohorts = max(1, min(self._current, self._model.stages, rows))
+        cohorts = max(1, min(self._current, self._model.depth, rows))
         predicted_s = self._model.token_s(rows, cohorts, context)
         pace = self._pace(rows, cohorts)
         return predicted_s * pace.correction(self._model, cohorts) if pace.figures else predicted_s

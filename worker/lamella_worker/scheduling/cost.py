@@ -103,10 +103,14 @@ def _without_negative(
 
 
 class CostModel:
-    """Seconds that steps take on each of ``stages`` stages, and what follows from them."""
+    """Seconds that steps take on each of ``stages`` stages, and what follows from them.
 
-    def __init__(self, stages: int) -> None:
+    ``depth`` of the stages compute at the same time: all of them, or one where they do so in turn.
+    """
+
+    def __init__(self, stages: int, depth: int | None = None) -> None:
         self.stages = stages
+        self.depth = stages if depth is None else depth
         self.version = 0
         self._fill: tuple[int, float] = (-1, 0.0)  # version, see `fill_tokens`
         self._decode = _Fit(stages)
@@ -155,9 +159,10 @@ class CostModel:
         With steps of c tokens that cost ``a + b * c`` on the slowest of N stages, all are through
         after ``(queued / c + N - 1) * (a + b * c)``: least at ``c = sqrt(a * queued / (b *
         (N - 1)))``. Smaller steps start the later stages sooner, bigger ones read weights less
-        often. At least 64; as good as unlimited for one stage or when too little is known.
+        often. At least 64; as good as unlimited where one stage computes at a time, or when too
+        little is known.
         """
-        if self.stages == 1 or self._prefill.seen < _SETTLED // 2:
+        if self.depth == 1 or self._prefill.seen < _SETTLED // 2:
             return 2**31
         if self._fill[0] != self.version:
             self._fill = self.version, self._fill_ratio()

@@ -31,6 +31,7 @@ class SchedulerLimits:
     eos_token_ids: tuple[int, ...] = ()
     vocab_size: int = 0  # 0: ids are not checked
     step_limit_s: float = 0.25  # longest step of a stage that is composed knowingly
+    depth: int = 0  # stages that compute at the same time, each its own step; 0: all of them
 
     def __post_init__(self) -> None:
         positive = (
@@ -45,12 +46,18 @@ class SchedulerLimits:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name}: got {getattr(self, name)}, want 1 or more")
+        if not 0 <= self.depth <= self.stages:
+            raise InvalidConfig(f"depth: got {self.depth}, want 0 to stages={self.stages}")
         if self.step_limit_s <= 0.0:
             raise InvalidConfig(f"step_limit_s: got {self.step_limit_s}, want more than 0")
 
     @property
     def kv_tokens(self) -> int:
         return self.num_blocks * self.block_size
+
+    @property
+    def most_cohorts(self) -> int:
+        return self.depth or self.stages
 
     @property
     def longest(self) -> int:

@@ -43,7 +43,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self._book = RequestBook()
-        self._cost = CostModel(limits.stages)
+        self._cost = CostModel(limits.stages, limits.most_cohorts)
         self._drain = DrainRate()
         self._compose = Composer(
             RunningSet(
@@ -141,14 +141,14 @@ class Scheduler:
         """The next step, or None when nothing can run or enough is in flight.
 
         A step without rows tells the stages what to free, as soon as there is something. One stage
-        has one step with rows at a time; more have one more than there are stages, so that a
-        prompt's chunk is at hand while results travel back.
+        has one step with rows at a time, as have stages that compute in turn; others have one more
+        than there are stages, so that a prompt's chunk is at hand while results travel back.
         """
         flights, compose = self._flights, self._compose
         if len(flights) >= self.max_in_flight:
             return None
         draft = Draft()
-        if self.limits.stages > 1 or not flights.have_rows:
+        if self.limits.most_cohorts > 1 or not flights.have_rows:
             if compose.takes_turn_to_replay():
                 compose.add_replays(draft)
             else:
