@@ -105,15 +105,19 @@ class FaultProxy:
             )
         if trouble == HANG:
             await self._stop.wait()
+            return web.Response(status=502)
         headers = {key: request.headers[key] for key in PASSED_ON if key in request.headers}
         try:
             async with self._session.request(
                 request.method, path, data=await request.read() or None, headers=headers
             ) as answer:
-                return await self._pass_on(request, answer, trouble)
+                try:
+                    return await self._pass_on(request, answer, trouble)
+                except (aiohttp.ClientError, asyncio.CancelledError):
+                    _abort(answer.connection and answer.connection.transport)
+                    raise
         except aiohttp.ClientError:
-            if request.transport is not None:
-                request.transport.abort()
+            _abort(request.transport)
             return web.Response(status=502)
 
     async def _pass_on(
@@ -138,11 +142,15 @@ class FaultProxy:
             pass
         finally:
             self._streams.discard(task)
-        # aborted on both sides: a TLS connection that is closed lives on until its peer agrees
-        for transport in (answer.connection and answer.connection.transport, request.transport):
-            if transport is not None:
-                transport.abort()
+        _abort(answer.connection and answer.connection.transport)
+        _abort(request.transport)
         return response
+
+
+def _abort(transport: asyncio.Transport | None) -> None:
+    """End it at once: a TLS connection that is closed lives on until its peer agrees."""
+    if transport is not None:
+        transport.abort()
 
 
 async def _settle() -> None:
