@@ -103,7 +103,7 @@ def test_any_step_is_equal_to_the_portable_one(shapes, window, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_row_has_the_same_bits_alone_and_elsewhere_in_the_pool(dtype):
     spec = AttentionSpec(6, 2, 32, 32, 0.2)
-    together, pool = make_batch([(n, 1) for n in (70, 3, 31, 64, 15)]), make_pool(spec, dtype)
+    together, pool = make_batch([(n, 1) for n in (250, 3, 31, 64, 15)]), make_pool(spec, dtype)
     backend, q = native(spec, dtype), queries(together, spec, dtype)
     found = backend.attend(q, pool, 0, AttentionPlan(together, CPU), spec)
     for row, segment in enumerate(together.segments):
@@ -113,6 +113,26 @@ def test_a_row_has_the_same_bits_alone_and_elsewhere_in_the_pool(dtype):
         alone = StepBatch((Segment(0, segment.start, 1, moved, True),), BLOCK)
         plan = AttentionPlan(alone, CPU)
         assert torch.equal(backend.attend(q[row : row + 1], other, 0, plan, spec)[0], found[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("growth", [1.02, 0.98], ids=["largest-last", "largest-first"])
+def test_scores_that_grow_or_fall_over_many_tiles(growth, dtype):
+    spec = AttentionSpec(6, 2, 32, 32, 0.3)
+    batch, pool = make_batch([(300, 1)], contiguous=True), make_pool(spec, dtype)
+    pool.keys(0).mul_(growth ** torch.arange(BLOCKS * BLOCK)[:, None])
+    q, plan = queries(batch, spec, dtype), AttentionPlan(batch, CPU)
+    found = native(spec, dtype).attend(q, pool, 0, plan, spec).float()
+    wanted = PortableAttention().attend(q.float(), as_float(pool, spec), 0, plan, spec)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def as_float(pool, spec):
+    other = make_pool(spec, torch.float32)
+    other.keys(0).copy_(pool.keys(0))
+    other.values(0).copy_(pool.values(0))
+    return other
 
 
 def test_what_is_not_a_number_is_not_hidden_and_stays_with_its_sequence():

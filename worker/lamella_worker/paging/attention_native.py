@@ -25,14 +25,13 @@ from lamella_worker.paging.cache import PagedPool
 log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("decode.c")
-_LANES = 16  # floats of a vector in decode.c
 _COMPILE_S = 20.0
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _ARGUMENTS = (
     *(_POINTER, _INT, _POINTER, _POINTER, _POINTER),  # q, its row stride, k, v, out
     *(_INT, _INT, _INT),  # kv_heads, pool_rows, sequences
-    *(_POINTER,) * 4,  # rows, lengths, spans, runs
-    *(_FLOAT, _FLOAT, _POINTER, _INT, _INT),  # scale, cap, scratch, width, threads
+    *(_POINTER,) * 3,  # rows, spans, runs
+    *(_FLOAT, _FLOAT, _INT),  # scale, cap, threads
 )
 
 
@@ -120,15 +119,12 @@ class NativeAttention:
         if q.stride(1) != spec.k_dim or q.stride(2) != 1:
             q = q.contiguous()
         out = torch.empty(q.shape[0], spec.heads * spec.v_dim, dtype=q.dtype)
-        width = decode.longest + _LANES
-        threads = torch.get_num_threads()
-        scratch = torch.empty(threads * spec.heads // spec.kv_heads * width)
         self._function(
             *(q.data_ptr(), q.stride(0)),
             *(pool.keys(layer).data_ptr(), pool.values(layer).data_ptr(), out.data_ptr()),
             *(spec.kv_heads, pool.rows, len(decode.rows)),
             *decode.addresses,
-            *(spec.scale, spec.softcap or 0.0, scratch.data_ptr(), width, threads),
+            *(spec.scale, spec.softcap or 0.0, torch.get_num_threads()),
         )
         if len(decode.rows) != q.shape[0]:
             for piece in plan.pieces(spec.window, grouped=True):

@@ -43,11 +43,9 @@ class DecodeRows:
     """
 
     rows: Int64Array  # of the step, one per sequence
-    lengths: Int64Array  # keys that are read
     spans: Int64Array  # [sequences + 1]
     runs: Int64Array  # [runs, 2]: first pool row, rows
-    longest: int
-    addresses: tuple[int, int, int, int]  # of the four arrays, which live as long as this
+    addresses: tuple[int, int, int]  # of the three arrays, which live as long as this
 
 
 class AttentionPlan:
@@ -177,14 +175,9 @@ def _decode_rows(batch: StepBatch, window: int | None) -> DecodeRows | None:
     runs[spans[:-1], 0] += skipped
     runs[spans[:-1], 1] -= skipped
     runs[spans[1:] - 1, 1] -= end_blocks * size - ends
-    arrays = (batch.offsets[rows], ends - firsts, spans, runs)
-    addresses = (
-        arrays[0].ctypes.data,
-        arrays[1].ctypes.data,
-        arrays[2].ctypes.data,
-        arrays[3].ctypes.data,
-    )
-    return DecodeRows(*arrays, int(arrays[1].max()), addresses)
+    arrays = (batch.offsets[rows], spans, runs)
+    addresses = (arrays[0].ctypes.data, arrays[1].ctypes.data, arrays[2].ctypes.data)
+    return DecodeRows(*arrays, addresses)
 
 
 def _merge(singles: list[Piece]) -> list[Piece]:
