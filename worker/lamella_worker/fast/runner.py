@@ -16,28 +16,19 @@ import torch.nn.functional as F
 from lamella_contract.errors import EngineError, InvalidConfig, UnsupportedFamily
 from lamella_worker.batch import Bundle, StepBatch
 from lamella_worker.fast.config import Config
-from lamella_worker.fast.int8 import PIECE_ROWS, Int8Linear, choose_product
+from lamella_worker.fast.ends import Ends, read_ends
+from lamella_worker.fast.int8 import Int8Linear, choose_product
 from lamella_worker.fast.layers import DecoderLayer, Norm, StepContext, make_norm
-from lamella_worker.fast.linear import (
-    Linear,
-    MakeLinear,
-    PlainLinear,
-    fewest_rows,
-    make_linear,
-)
+from lamella_worker.fast.linear import MakeLinear, fewest_rows, make_linear
 from lamella_worker.fast.rope import Rope, make_rope
 from lamella_worker.fast.spec import DecoderSpec
 from lamella_worker.fast.table import spec_of
 from lamella_worker.fast.weights import (
-    EMBEDDING,
     FINAL_NORM,
-    HEAD,
     TensorReader,
     needed_tensors,
     read_layer,
-    read_matrix,
     read_norm,
-    read_pieces,
 )
 from lamella_worker.paging.attention import AttentionBackend, AttentionSpec
 from lamella_worker.paging.attention_choice import choose_attention
@@ -69,9 +60,8 @@ class FastRunner:
         layers: Sequence[DecoderLayer],
         first_layer: int,
         *,
-        embedding: torch.Tensor | None,
+        ends: Ends,
         final_norm: Norm | None,
-        head: Linear | None,
         dtype: torch.dtype,
         device: torch.device,
         least_rows: int = 1,
@@ -80,9 +70,8 @@ class FastRunner:
         self._spec = spec
         self._layers = tuple(layers)
         self._first_layer = first_layer
-        self._embedding = embedding
+        self._embed, self._head = ends.embed, ends.head
         self._final_norm = final_norm
-        self._head = head
         self.dtype = dtype
         self.device = device
         self._fewest_rows = least_rows
@@ -122,13 +111,19 @@ class FastRunner:
         make: MakeLinear = Int8Linear if int8 else make_linear
         with torch.inference_mode():
             # The ends first: what making a head takes for a while is free again for the layers.
-            embedding, final_norm, head = None, None, None
-            if first_layer == 0:
-                embedding = read_matrix(reader, EMBEDDING, dtype, device)
+            ends = read_ends(
+                reader,
+                spec,
+                is_first=first_layer == 0,
+                is_last=last_layer == spec.layers,
+                dtype=dtype,
+                device=device,
+                int8=int8,
+            )
+            final_norm = None
             if last_layer == spec.layers:
                 weights = read_norm(reader, FINAL_NORM, spec.norm, dtype, device)
                 final_norm = make_norm(weights, spec.norm, spec.hidden)
-                head = cls._read_head(reader, spec, embedding, dtype, device, int8)
             layers = [
                 DecoderLayer(
                     spec, layer, read_layer(reader, spec, layer, dtype, device, make, apart=int8)
@@ -140,33 +135,12 @@ class FastRunner:
             spec,
             layers,
             first_layer,
-            embedding=embedding,
+            ends=ends,
             final_norm=final_norm,
-            head=head,
             dtype=dtype,
             device=device,
             least_rows=least_rows,
         )
-
-    @staticmethod
-    def _read_head(
-        reader: TensorReader,
-        spec: DecoderSpec,
-        embedding: torch.Tensor | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        int8: bool,
-    ) -> Linear:
-        whole = embedding if spec.tied else None  # one stage with both ends
-        name = EMBEDDING if spec.tied else HEAD
-        if int8:
-            pieces = read_pieces(reader, name, PIECE_ROWS, dtype) if whole is None else whole
-            return Int8Linear(pieces, None, torch.float32)
-        if whole is None:
-            return make_linear(read_matrix(reader, name, dtype, device))
-        # A packed copy would be faster and weigh as much again, which the plan does not count.
-        # (It counts the copy in int8, which is half of it.)
-        return PlainLinear(whole)
 
     @property
     def kv_bytes(self) -> int:
@@ -250,14 +224,14 @@ class FastRunner:
 
     def _enter(self, batch: StepBatch, inputs: Bundle) -> torch.Tensor:
         """The residual stream before the first owned layer, [tokens, hidden size]."""
-        name = "hidden" if self._embedding is None else "token_ids"
+        name = "hidden" if self._embed is None else "token_ids"
         given = inputs.get(name)
         if given is None or given.shape[0] != batch.tokens:
             got = "nothing" if given is None else f"{given.shape[0]} rows"
             raise EngineError(f"{name}: got {got}; wanted {batch.tokens} rows")
-        if self._embedding is None:
+        if self._embed is None:
             return given.to(device=self.device, dtype=self.dtype)
-        hidden = self._embedding.index_select(0, given.to(device=self.device, dtype=torch.int64))
+        hidden = self._embed(given.to(device=self.device, dtype=torch.int64))
         if self._spec.embed_scale == 1.0:
             return hidden
         # Rounded to the model's dtype first, as the families that scale do (Gemma).
