@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +30,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 LARGE = bytes(SLOT_BYTES)
+WAIT_S = 30.0
+
+
+def no_bell(address: str) -> str:
+    pid, memory, _, token = address.split(":")
+    return f"{pid}:{memory}:999999:{token}"
 
 
 @pytest.fixture
@@ -129,8 +137,9 @@ def test_a_new_link_voids_what_an_earlier_one_left(ends: tuple[SharedRing, Share
     [
         pytest.param(lambda a: "nonsense", id="no-address"),
         pytest.param(lambda a: a.rsplit(":", 1)[0] + ":" + "0" * 32, id="another-token"),
-        pytest.param(lambda a: "0:0:" + a.rsplit(":", 1)[1], id="no-such-process"),
-        pytest.param(lambda a: f"{os.getpid()}:0:" + a.rsplit(":", 1)[1], id="another-file"),
+        pytest.param(lambda a: "0:0:0:" + a.rsplit(":", 1)[1], id="no-such-process"),
+        pytest.param(lambda a: f"{os.getpid()}:0:0:" + a.rsplit(":", 1)[1], id="another-file"),
+        pytest.param(no_bell, id="no-bell"),
     ],
 )
 def test_a_ring_that_cannot_be_reached_is_done_without(spoil: object) -> None:
@@ -168,11 +177,27 @@ def test_a_sleeping_reader_is_woken_and_wakes_for_a_frame(
 ) -> None:
     reader, writer = links
     assert reader.ring is not None
-    waiter = Waiter([reader.socket], awake=True, ring=reader.ring)
-    reader.ring.sleeps(True)
+    waiter = Waiter([reader.socket], awake=False, ring=reader.ring)
+    woken: list[float] = []
+    sleeper = threading.Thread(target=lambda: (waiter.wait(WAIT_S), woken.append(time.monotonic())))
+    began_s = time.monotonic()
+    sleeper.start()
     assert writer.send(b"wake up")
-    assert waiter.wait(5.0) == [reader.socket] or reader.ring.pending
+    sleeper.join()
+    assert woken[0] - began_s < WAIT_S
     assert received(reader) == [b"wake up"]
+    assert waiter.wait(0.0) == []  # the bell has fallen silent
+
+
+def test_a_bell_that_nobody_hears_stops_no_sender(ends: tuple[SharedRing, SharedRing]) -> None:
+    reader, writer = ends
+    reader.sleeps(True)
+    for _ in range(100_000):
+        writer.wake()
+    reader.silence()
+    os.close(reader.bell)
+    reader.bell = -1
+    writer.wake()
 
 
 def test_frames_of_a_sender_without_the_ring_are_taken_too(

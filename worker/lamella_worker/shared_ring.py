@@ -5,13 +5,15 @@ kernel code for each token; it is a short cut beside the encrypted link and neve
 whatever does not fit, and whoever is on another host or has no core of its own, goes by ZeroMQ.
 
 The memory is a memfd of the receiver's process, so it lies on no file system and ends with its
-users. Its address (process, descriptor and a random token) reaches the sender over the encrypted
-control link, and only the same user may open it. One writer, one reader, both on x86 or another
+users; a pipe beside it is the bell that wakes a receiver which sleeps. Their address (process,
+descriptors and a random token) reaches the sender over the encrypted control link, and only the
+same user may open them. One writer, one reader, both on x86 or another
 machine that keeps the order of stores; the writer publishes by raising a count after the data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -22,7 +24,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SLOTS = 16
-SLOT_BYTES = 32 * 1024
+SLOT_BYTES = 256 * 1024
 _HEAD_BYTES = 4096
 _SIZE = _HEAD_BYTES + SLOTS * SLOT_BYTES
 
@@ -62,10 +64,15 @@ def digest(header: Buffer) -> bytes:
 class SharedRing:
     """One end. `create` makes the receiver's, `open` the sender's."""
 
-    def __init__(self, memory: mmap.mmap, descriptor: int, token: bytes) -> None:
+    def __init__(
+        self, memory: mmap.mmap, token: bytes, *, descriptor: int = -1, bell: int = -1, rope: int
+    ) -> None:
         self._memory = memory
-        self._descriptor = descriptor
         self._token = token
+        self._descriptor = descriptor
+        self._rope = rope  # what is written here is read at the bell
+        self.bell = bell
+        """The receiver's descriptor that can be read once the sender has rung; -1 at the sender."""
 
     @classmethod
     def create(cls) -> SharedRing:
@@ -75,13 +82,14 @@ class SharedRing:
         memory = mmap.mmap(descriptor, _SIZE)
         token = secrets.token_bytes(16)
         memory[_TOKEN : _TOKEN + 16] = token
-        return cls(memory, descriptor, token)
+        bell, rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        return cls(memory, token, descriptor=descriptor, bell=bell, rope=rope)
 
     @classmethod
     def open(cls, address: str) -> SharedRing | None:
         """The ring at `address`; None when it is not to be reached from here."""
         try:
-            pid, number, token = address.split(":")
+            pid, number, rope_number, token = address.split(":")
             descriptor = os.open(f"/proc/{int(pid)}/fd/{int(number)}", os.O_RDWR | os.O_CLOEXEC)
         except (OSError, ValueError):
             return None
@@ -91,21 +99,27 @@ class SharedRing:
             return None
         finally:
             os.close(descriptor)
-        if memory[_TOKEN : _TOKEN + 16].hex() != token:
+        try:
+            if memory[_TOKEN : _TOKEN + 16].hex() != token:
+                raise ValueError("another ring")
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            rope = os.open(f"/proc/{int(pid)}/fd/{int(rope_number)}", flags)
+        except (OSError, ValueError):
             memory.close()
             return None
-        return cls(memory, -1, bytes.fromhex(token))
+        return cls(memory, bytes.fromhex(token), rope=rope)
 
     @property
     def address(self) -> str:
         """Where the sender finds this ring."""
-        return f"{os.getpid()}:{self._descriptor}:{self._token.hex()}"
+        return f"{os.getpid()}:{self._descriptor}:{self._rope}:{self._token.hex()}"
 
     def close(self) -> None:
         """Give the memory back; the other end keeps its own mapping."""
         self._memory.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        for descriptor in (self._descriptor, self.bell, self._rope):
+            if descriptor >= 0:
+                os.close(descriptor)
 
     # The sender's side
 
@@ -129,10 +143,12 @@ class SharedRing:
         """Whether a frame of these parts may be published."""
         return sum(len(part) + _PART.size for part in parts) + _PARTS.size <= SLOT_BYTES
 
-    @property
-    def reader_sleeps(self) -> bool:
-        """The reader waits at its socket: wake it there."""
-        return bool(self._load(_ASLEEP))
+    def wake(self) -> None:
+        """Ring the bell if the reader sleeps."""
+        if self._load(_ASLEEP):
+            # A full pipe has rung already, and of a reader that is gone others tell.
+            with contextlib.suppress(OSError):
+                os.write(self._rope, b"!")
 
     def _publish(self, head: bytes, parts: Sequence[Buffer]) -> bool:
         written = self._load(_WRITTEN)
@@ -158,8 +174,13 @@ class SharedRing:
         return self._load(_WRITTEN) > self._load(_TAKEN)
 
     def sleeps(self, asleep: bool) -> None:
-        """Say whether this reader waits at its socket or looks here."""
+        """Say whether this reader waits for the bell or looks here."""
         self._store(_ASLEEP, int(asleep))
+
+    def silence(self) -> None:
+        """Take back what has rung."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.bell, 4096)
 
     def peek(self) -> ByRing | BySocket | None:
         """The next frame, which stays until `take`; None when there is none."""

@@ -220,9 +220,10 @@ class PushLink:
             return ring.announce(header) and self._send(parts)
         if not ring.publish(parts):
             return False
-        # An empty message wakes a sleeping reader. One that falls asleep at this very moment is
-        # late by its longest wait, and nothing is lost.
-        return self._send([b""]) if ring.reader_sleeps else True
+        # A reader that falls asleep at this very moment is late by its longest wait, and nothing is
+        # lost.
+        ring.wake()
+        return True
 
     def _send(self, parts: list[Buffer]) -> bool:
         send, last = self._socket.send, parts.pop()
@@ -270,12 +271,11 @@ class PullLink:
             ring.take()
             return frame.parts
         while (parts := self._receive()) is not None:
-            # With nothing in the ring these are wake-ups; else stale frames may lie before ours.
-            if frame is not None and digest(parts[0]) == frame.digest:
+            if frame is None:
+                return parts  # from a sender that does not reach the ring
+            if digest(parts[0]) == frame.digest:  # else a stale one that lay before ours
                 ring.take()
                 return parts
-            if frame is None and len(parts[0]):
-                return parts  # from a sender that does not reach the ring
         return None
 
     def _receive(self) -> list[memoryview] | None:

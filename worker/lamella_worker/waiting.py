@@ -33,8 +33,8 @@ ROUNDS_PER_REHEARSAL = 16
 class Waiter:
     """Waits for any of `sockets`. `awake` only for a stage that is pinned to a core of its own.
 
-    `ring` is looked into as well, whatever is readable; `rehearse` is called now and then while it
-    is awake.
+    `ring` is looked into as well, whatever is readable, and its bell ends a sleep; `rehearse` is
+    called now and then while it is awake.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class Waiter:
         self._poller = zmq.Poller()
         for socket in sockets:
             self._poller.register(socket, zmq.POLLIN)
+        if ring is not None:
+            self._poller.register(ring.bell, zmq.POLLIN)
         self._awake = awake
         self._ring = ring
         self._rehearse = rehearse
@@ -104,4 +106,8 @@ class Waiter:
         return ready
 
     def _ask(self, milliseconds: int) -> list[zmq.Socket[bytes]]:
-        return [socket for socket, _ in self._poller.poll(milliseconds)]
+        readable = [what for what, _ in self._poller.poll(milliseconds)]
+        if self._ring is not None and self._ring.bell in readable:
+            self._ring.silence()
+            readable.remove(self._ring.bell)
+        return readable

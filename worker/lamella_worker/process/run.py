@@ -187,8 +187,8 @@ def listen_for_frames(config: StageConfig, network: Network) -> PullLink | None:
         return None
     previous = names.stage_role((config.stage - 1) % stages)
     socket = network.listen(zmq.PULL, config.data_bind, domain="data", roles=[previous])
-    awake = waits_awake(config) and shared_ring.usable()
-    return PullLink(socket, shared_ring.SharedRing.create() if awake else None)
+    short_cut = config.cpu is not None and shared_ring.usable()
+    return PullLink(socket, shared_ring.SharedRing.create() if short_cut else None)
 
 
 def make_loop(
