@@ -96,7 +96,6 @@ def gathered(gather_s: float) -> list[tuple[dict[str, Any], queue.SimpleQueue[bo
 
 def main() -> None:
     folder, port, gather_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) / 1e3
-    torch.set_num_threads(1)
     keywords: dict[str, Any] = {"dtype": torch.bfloat16}
     if WORLD > 1:
         from transformers.distributed import DistributedConfig

@@ -1,8 +1,9 @@
 """What is compared, and how each is started: commands, environment and cores.
 
 Every system is an endpoint on 127.0.0.1 and gets the same two cores. Where a system has one stage
-its computing threads have core A; where it has two, stage i has core i. What does not compute (HTTP
-servers, schedulers, the client) may use both, as the system wants it.
+its computing threads have core A; where it has two, stage i has core i ("a core each"), or each
+stage has both cores ("both cores each"), with as many threads. What does not compute (HTTP servers,
+schedulers, the client) may use both, as the system wants it.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ class System:
     slow: bool = False  # takes so long that it is measured in every other round
 
 
-def _lamella(stages: int) -> Build:
+def _lamella(stages: int, *, pin: bool) -> Build:
     def build(tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]) -> list:
         argv = (
             sys.executable, "-m", "lamella", "serve", str(files.folder), "--stages", str(stages),
-            "--pin", "--port", str(ports[0]), "--served-name", "bench", "--device", "cpu",
-            "--max-model-len", "1024", "--max-sequences", str(MOST),
+            "--port", str(ports[0]), "--served-name", "bench", "--device", "cpu",
+            "--max-model-len", "1024", "--max-sequences", str(MOST), *(("--pin",) if pin else ()),
         )  # fmt: skip
         return [Process(argv, cores, kill="stage" if stages > 1 else None)]
 
@@ -87,7 +88,6 @@ VLLM_ENV = {
     "HF_HUB_OFFLINE": "1",
     "GLOO_SOCKET_IFNAME": "lo",
     "VLLM_HOST_IP": "127.0.0.1",
-    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -101,7 +101,9 @@ def preloads(venv: Path) -> list[Path]:
     return [path for path in found if path]
 
 
-def _vllm(bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1) -> Build:
+def _vllm(
+    bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1, threads: int = 1
+) -> Build:
     def build(
         tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
     ) -> list[Process]:
@@ -116,6 +118,7 @@ def _vllm(bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1) -
             "PATH": f"{tools.vllm / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             # Its documentation asks for both of these where the machine has them.
             "LD_PRELOAD": ":".join(map(str, preloads(tools.vllm))),
+            "OMP_NUM_THREADS": str(threads),
         }
         if nodes == 1:
             env = {**VLLM_ENV, **path, "VLLM_CPU_OMP_THREADS_BIND": bind(cores)}
@@ -135,14 +138,14 @@ def _vllm(bind: Callable[[tuple[int, int]], str], *words: str, nodes: int = 1) -
     return build
 
 
-def _llama(stages: int) -> Build:
+def _llama(stages: int, threads: int = 1) -> Build:
     def build(
         tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
     ) -> list[Process]:
         assert tools.llama is not None
         server = (
             str(tools.llama / "llama-server"), "-m", str(files.gguf), "--alias", "bench",
-            "--host", "127.0.0.1", "--port", str(ports[0]), "-t", "1", "-tb", "1",
+            "--host", "127.0.0.1", "--port", str(ports[0]), "-t", str(threads), "-tb", str(threads),
             "-np", str(MOST), "-c", str(MOST * CONTEXT), "--no-ui",
         )  # fmt: skip
         if stages == 1:
@@ -152,13 +155,13 @@ def _llama(stages: int) -> Build:
                 (
                     str(tools.llama / "ggml-rpc-server"),
                     "-t",
-                    "1",
+                    str(threads),
                     "-H",
                     "127.0.0.1",
                     "-p",
                     str(port),
                 ),
-                (core,),
+                (core,) if threads == 1 else cores,
                 kill="" if number else None,
                 serves=False,
             )
@@ -173,7 +176,7 @@ def _llama(stages: int) -> Build:
 HF_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def _hf_batch(stages: int) -> Build:
+def _hf_batch(stages: int, threads: int = 1) -> Build:
     def build(
         tools: Tools, files: Files, cores: tuple[int, int], ports: tuple[int, ...]
     ) -> list[Process]:
@@ -182,13 +185,14 @@ def _hf_batch(stages: int) -> Build:
         argv = (str(tools.transformers / "bin/python"), script, str(files.folder), str(ports[0]))
         made = []
         for rank in range(stages):
-            env = dict(HF_ENV)
+            env = HF_ENV | {"OMP_NUM_THREADS": str(threads)}
             if stages > 1:
                 env |= {
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(stages),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[1]),
                 }  # fmt: skip
-            made.append(Process((*argv, "30"), (cores[rank],), env, serves=not rank))
+            own = (cores[rank],) if threads == 1 else cores
+            made.append(Process((*argv, "30"), own, env, serves=not rank))
         return made
 
     return build
@@ -211,19 +215,35 @@ def _hf_serve(
 
 
 SYSTEMS = (
-    System("lamella-1", "Lamella, 1 stage", "", 1, 1, _lamella(1)),
-    System("lamella-2", "Lamella, 2 stages", "", 2, 1, _lamella(2)),
+    System("lamella-1", "Lamella, 1 stage", "", 1, 1, _lamella(1, pin=True)),
+    System("lamella-2", "Lamella, 2 stages in turn", "", 2, 1, _lamella(2, pin=False)),
+    System("lamella-2p", "Lamella, 2 stages, a core each", "", 2, 1, _lamella(2, pin=True)),
     System("vllm-1", "vLLM, 1 stage", "vllm", 1, 1, _vllm(lambda cores: str(cores[0]))),
     System(
-        "vllm-2", "vLLM, 2 stages, one node", "vllm", 2, 1,
+        "vllm-1b", "vLLM, 1 stage, both cores", "vllm", 1, 1,
+        _vllm(lambda cores: f"{cores[0]},{cores[1]}", threads=2),
+    ),
+    System(
+        "vllm-2", "vLLM, 2 stages, a core each", "vllm", 2, 1,
         _vllm(lambda cores: f"{cores[0]}|{cores[1]}", "--pipeline-parallel-size", "2"),
     ),
     System(
+        "vllm-2b", "vLLM, 2 stages, both cores each", "vllm", 2, 1,
+        _vllm(
+            lambda cores: f"{cores[0]},{cores[1]}|{cores[0]},{cores[1]}",
+            "--pipeline-parallel-size", "2", threads=2,
+        ),
+    ),
+    System(
         "vllm-2n", "vLLM, 2 stages, two nodes on loopback", "vllm", 2, 2,
-        _vllm(lambda cores: "", "--pipeline-parallel-size", "2", nodes=2),
+        _vllm(lambda cores: "", "--pipeline-parallel-size", "2", nodes=2), slow=True,
     ),
     System("llama-1", "llama.cpp, 1 thread", "llama", 1, 1, _llama(1), slow=True),
-    System("llama-2", "llama.cpp, 2 RPC servers", "llama", 2, 3, _llama(2), slow=True),
+    System("llama-2", "llama.cpp, 2 RPC servers, a core each", "llama", 2, 3, _llama(2), slow=True),
+    System(
+        "llama-2b", "llama.cpp, 2 RPC servers, both cores each", "llama", 2, 3,
+        _llama(2, threads=2), slow=True,
+    ),
     System(
         "hf-generate", "transformers generate, static batch", "transformers", 1, 1, _hf_batch(1),
         slow=True, health="/v1/models", note="the least HTTP around it, no text decoded",
@@ -233,7 +253,13 @@ SYSTEMS = (
         slow=True,
     ),
     System(
-        "hf-2", "transformers native pipeline, 2 stages", "transformers", 2, 2, _hf_batch(2),
-        slow=True, health="/v1/models", note="the least HTTP around it, no text decoded",
+        "hf-2", "transformers native pipeline, 2 stages, a core each", "transformers", 2, 2,
+        _hf_batch(2), slow=True, health="/v1/models",
+        note="the least HTTP around it, no text decoded",
+    ),
+    System(
+        "hf-2b", "transformers native pipeline, 2 stages, both cores each", "transformers", 2, 2,
+        _hf_batch(2, threads=2), slow=True, health="/v1/models",
+        note="the least HTTP around it, no text decoded",
     ),
 )  # fmt: skip

@@ -69,8 +69,9 @@ def test_the_table_names_what_is_missing_and_divides_by_each_peer() -> None:
     text = report.table(results, [1, 4])
     assert "| llama.cpp, 1 thread | - | - | - | not measured |" in text
     assert "llama.cpp, 1 thread is not measured: there is no cmake" in text
-    assert "| vLLM, 2 stages, one node | 2.00 | - |" in text
-    assert "| Lamella, 2 stages | 66.0 (15.2; 50) | - | 30, gateway and supervisor 30 |" in text
+    assert "| vLLM, 2 stages, a core each | 2.00 | - |" in text
+    ours = "| Lamella, 2 stages in turn | 66.0 (15.2; 50) | - | 30, gateway and supervisor 30 |"
+    assert ours in text
 
 
 @pytest.mark.parametrize("system", systems.SYSTEMS, ids=lambda system: system.key)
@@ -91,14 +92,20 @@ def test_every_system_is_pinned_to_the_two_cores_and_serves_on_its_first_port(
     )
 
 
-def test_each_stage_of_a_pair_has_a_core_of_its_own() -> None:
+def test_each_stage_of_a_pair_has_a_core_of_its_own_or_both() -> None:
     by_key = {system.key: system for system in systems.SYSTEMS}
     binds = {
         key: [p.env.get("VLLM_CPU_OMP_THREADS_BIND") for p in by_key[key].build(*given)]
-        for key in ("vllm-1", "vllm-2", "vllm-2n")
+        for key in ("vllm-1", "vllm-1b", "vllm-2", "vllm-2b", "vllm-2n")
         for given in [(TOOLS, FILES, (0, 1), (9001, 9002)[: by_key[key].ports])]
     }
-    assert binds == {"vllm-1": ["0"], "vllm-2": ["0|1"], "vllm-2n": ["0", "1"]}
+    assert binds == {
+        "vllm-1": ["0"],
+        "vllm-1b": ["0,1"],
+        "vllm-2": ["0|1"],
+        "vllm-2b": ["0,1|0,1"],
+        "vllm-2n": ["0", "1"],
+    }
     rpc = by_key["llama-2"].build(TOOLS, FILES, (0, 1), (9001, 9002, 9003))
     assert [process.cores for process in rpc] == [(0,), (1,), (0, 1)]
 
@@ -167,7 +174,7 @@ def test_ours_is_held_against_its_own_steps_and_the_bandwidth() -> None:
         it = replace(level(1, rate), possible_tokens_per_s=50.0)
         results.turns.append(turn(key, 1, it, gateway=30.0))
     text = "\n".join(report.limits(results, [1, 4]))
-    assert "Lamella, 2 stages: 1: 95% of 50 tok/s." in text
+    assert "Lamella, 2 stages in turn: 1: 95% of 50 tok/s." in text
     assert "Two stages less one, per token at 1: 1.01 ms." in text
     assert "255 MB per step at 17.0 GB/s = 15.0 ms; two stages need 1.40 times that." in text
 
