@@ -14,7 +14,6 @@ PINS = """
 import json, os, threading
 from lamella_worker.process import cores
 import torch
-torch.set_num_threads({threads})
 probe = threading.Event()
 free = threading.Thread(target=probe.wait, daemon=True)
 free.start()

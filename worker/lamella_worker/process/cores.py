@@ -16,8 +16,14 @@ _SHARE = 1 << 17
 """Elements per thread of a sum that torch deals out to all of them."""
 
 
+def begin(threads: int) -> None:
+    """Compute with so many threads, at least one, wherever the kernel puts them."""
+    torch.set_num_threads(max(1, threads))
+
+
 def pin(cpu: int | None, threads: int) -> None:
-    """Pin the calling thread to a core, and torch's others to the rest of those it may use.
+    """Compute with so many threads: the calling one pinned to a core, torch's others to the rest of
+    those it may use.
 
     The threads that exist already (sockets, control, probes) stay free: while a stage waits for its
     neighbour they find an idle core, and cost the steps nothing. What the calling thread starts
@@ -25,6 +31,7 @@ def pin(cpu: int | None, threads: int) -> None:
     """
     if cpu is None:
         return
+    torch.set_num_threads(threads)
     others = sorted(os.sched_getaffinity(0) - {cpu})
     if threads > 1 and others:
         before = _tasks()

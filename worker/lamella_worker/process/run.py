@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 
-import torch
 import zmq
 from setproctitle import setproctitle
 
@@ -34,8 +33,7 @@ from lamella_worker.membership.control import StageControl
 from lamella_worker.membership.head_control import HeadControl, new_incarnation
 from lamella_worker.membership.orders import Loaded, Order, Report
 from lamella_worker.membership.resolver import Resolve, system_resolve
-from lamella_worker.process import last_words
-from lamella_worker.process.cores import pin
+from lamella_worker.process import cores, last_words
 from lamella_worker.process.loading import LoadEngine, load_at_last, load_engine
 from lamella_worker.process.pulse import Pulse
 from lamella_worker.process.restarts import EXIT_PERMANENT
@@ -72,7 +70,8 @@ def run_stage(
     setproctitle(
         names.stage_title(config.stage, pipeline.num_stages, pipeline.name, f"layers {first}-{end}")
     )
-    torch.set_num_threads(config.threads)
+    # All stages load, and try what is fastest here, at the same time: they take turns only later.
+    cores.begin(config.threads // (pipeline.num_stages if config.in_turn else 1))
     telemetry = Telemetry(config.stage, pipeline.num_stages, os.getpid(), (first, end))
     telemetry.counters.restarts = pulse.restarts
     telemetry.ring.in_turn = config.in_turn
@@ -132,9 +131,12 @@ class Stage:
         data = listen_for_frames(config, network)
         control = self._control(control_end, data)
         control.start()
-        pin(config.cpu, config.threads)
+        if not config.in_turn:
+            cores.pin(config.cpu, config.threads)
         try:
             engine = load_at_last(config, telemetry, load)
+            if config.in_turn:
+                cores.pin(config.cpu, config.threads)
             loop = make_loop(config, engine, telemetry, self._pulse, network, compute_end, data)
             if isinstance(loop, HeadLoop) and config.drain_s:
                 stop.then(loop, functools.partial(loop.drain, config.drain_s))
