@@ -40,3 +40,18 @@ def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     assert [[fault[name] for name in MUST_BE_NOTHING] for fault in faults] == [
         [[], 0, 0, 0, 0]
     ] * FAULTS
+
+
+@pytest.mark.timeout(900)
+def test_after_a_short_soak_every_process_is_as_it_was(tmp_path: Path) -> None:
+    words = ["--model", "tiny", "--soak", "1.5", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.recovery", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " flat" in done.stdout
