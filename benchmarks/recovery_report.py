@@ -160,3 +160,4 @@ def plot(pieces_s: list[float], faults: list[Fault], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     pyplot.rcParams["svg.fonttype"] = "none"
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
