@@ -117,8 +117,8 @@ class StageConfig:
     serves probes and metrics. ``key_file`` holds this stage's CURVE pair, ``peer_keys`` each
     allowed peer's role and public key (z85). ``cpu`` pins the stage to one core. ``in_turn``: the
     stages share one machine's cores, so one step is under way at a time, and each stage computes it
-    with all of them. A peer silent
-    for ``suspect_after_s`` makes the pipeline unready, for ``replace_after_s`` is given up.
+    with all of them. A peer silent for ``suspect_after_s`` makes the pipeline unready, for
+    ``replace_after_s`` is given up.
     ``parent_pid`` 0: no parent to die with.
 
     The host of ``control_address`` may be a name, which is looked up anew whenever stage 0 is not

@@ -19,11 +19,10 @@ FAULTS = 7
 MUST_BE_NOTHING = ("failures", "differing", "lost", "doubled", "healthy_restarted")
 
 
-@pytest.mark.timeout(900)
-def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    words = ["--model", "tiny", "--faults", str(FAULTS), "--out", str(tmp_path)]
+def benchmark(*words: str) -> str:
+    """What it prints; it must find nothing wrong."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.recovery", *words],
+        [sys.executable, "-m", "benchmarks.recovery", "--model", "tiny", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -31,6 +30,12 @@ def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    benchmark("--faults", str(FAULTS), "--out", str(tmp_path))
     faults = [
         fault
         for fault in json.loads((tmp_path / "faults.json").read_text())
@@ -44,14 +49,4 @@ def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_after_a_short_soak_every_process_is_as_it_was(tmp_path: Path) -> None:
-    words = ["--model", "tiny", "--soak", "1.5", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.recovery", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " flat" in done.stdout
+    assert " flat" in benchmark("--soak", "1.5", "--out", str(tmp_path))

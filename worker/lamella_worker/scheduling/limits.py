@@ -57,6 +57,7 @@ class SchedulerLimits:
 
     @property
     def most_cohorts(self) -> int:
+        """Steps with rows that are worth having under way at once."""
         return self.depth or self.stages
 
     @property
